@@ -1,0 +1,1 @@
+"""Checkpoints: stored dtypes, tensors, and who is who among them."""

@@ -1,0 +1,114 @@
+"""The command ``diffai``."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffai_jupyter import __version__
+from diffai_jupyter.arguments import Asked, Call, help_text, parse, settings_text
+from diffai_jupyter.errors import ArgumentError, DiffaiError
+from diffai_jupyter.render.progress import ProgressLine
+from diffai_jupyter.wording import show_name
+
+if TYPE_CHECKING:
+    from diffai_jupyter.comparison import Comparison
+
+EXIT_INTERRUPTED = 130
+DEMO_FOLDER = "diffai-demo"
+
+_WRITE: Mapping[str, Callable[[Comparison], str]] = {
+    "text": lambda comparison: comparison.to_text(),
+    "json": lambda comparison: comparison.to_json(),
+    "yaml": lambda comparison: comparison.to_yaml(),
+    "html": lambda comparison: comparison.to_page(),
+    "markdown": lambda comparison: comparison.to_markdown(),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Words behind the command; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0 equal, 1 different, 2 a wrong call or unreadable input, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # The output lines hold an arrow, and a name may hold bytes that are no text.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code, text = _run(sys.argv[1:] if argv is None else argv)
+    except DiffaiError as error:
+        print(f"diffai: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("diffai: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return _write(text, code)
+
+
+def _run(words: Sequence[str]) -> tuple[int, str]:
+    """Return the exit code and what to print."""
+    if words and words[0] == "demo":
+        return _run_demo(words[1:]), ""
+    call = parse(words)
+    if call.asked is not Asked.COMPARISON:
+        return 0, _ANSWERS[call.asked](call)
+    settings = call.request.settings
+    if settings["into"]:
+        msg = "The flag --into works in a notebook only. Redirect instead: diffai A B --output json > FILE."
+        raise ArgumentError(msg)
+    # Readers and the scan are not needed for --help.
+    from diffai_jupyter.comparison import run_comparison
+
+    a, b = call.sources
+    with ProgressLine(sys.stderr) as progress:
+        comparison = run_comparison(a, b, call.request, tick=None if settings["quiet"] else progress.tick)
+    if settings["quiet"]:
+        return comparison.exit_code, ""
+    if settings["output"] is None:
+        is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return comparison.exit_code, comparison.to_text(color=is_colored)
+    return comparison.exit_code, _WRITE[settings["output"]](comparison)
+
+
+def _run_demo(words: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        return _write(help_text(), 0)
+    if len(words) > 1 or (words and words[0].startswith("-")):
+        got = show_name(" ".join(words))
+        msg = f"diffai demo takes one folder at most. Got {got}. For a file called demo write ./demo."
+        raise ArgumentError(msg)
+    # The demo brings scikit-learn.
+    from diffai_jupyter.cli.demo import run_demo
+
+    return run_demo(Path(words[0] if words else DEMO_FOLDER))
+
+
+def _write(text: str, code: int) -> int:
+    """Print, and return the exit code."""
+    try:
+        sys.stdout.write(text if not text or text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone, as `head` does. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+_ANSWERS: Mapping[Asked, Callable[[Call], str]] = {
+    Asked.HELP: lambda _: help_text(),
+    Asked.VERSION: lambda _: f"diffai {__version__}\n",
+    Asked.SETTINGS: lambda call: settings_text(call.request),
+}

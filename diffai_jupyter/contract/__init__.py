@@ -1,0 +1,1 @@
+"""What analyses declare and return, and what renderers draw. Types only."""

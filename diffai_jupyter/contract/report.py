@@ -1,0 +1,168 @@
+"""The report: plain data that a comparison leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diffai_jupyter.contract.blocks import Document
+from diffai_jupyter.contract.declaration import Analysis
+from diffai_jupyter.contract.result import Result
+from diffai_jupyter.evidence import Value
+
+SCHEMA = "diffai-report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One checkpoint in the report."""
+
+    source: str
+    format: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What kind of change this is, with the numbers that say so.
+
+    Parameters
+    ----------
+    kind : str
+        What it is called, such as ``"cast"``.
+    headline : str
+        Sentence with ``{key}`` fields.
+    said : mapping
+        The numbers in it.
+    value : Value
+        The kind as a value, with its evidence.
+    is_equal : bool
+        Whether every value is equal.
+    magnitude : Value
+        Relative change of all trained tensors together.
+    """
+
+    kind: str
+    headline: str
+    said: Mapping[str, object]
+    value: Value
+    is_equal: bool
+    magnitude: Value
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor of the comparison.
+
+    Parameters
+    ----------
+    name : str
+        As stored in A, or in B when added.
+    status : str
+        ``"changed"``, ``"added"``, ``"removed"``, ``"reshaped"``, ``"cast"``, ``"rounding"``, ``"equal"``,
+        or ``"unread"``.
+    line : str
+        The tensor line in its exact form.
+    other_name : str
+        The name in B where it differs.
+    rule : str
+        How the two were paired.
+    role : str
+        Role of the tensor, such as ``"q"``.
+    shapes, dtypes : tuple of two
+        Of A and B; None on the side that lacks it.
+    numbers : mapping of str to float
+        Statistics and measures of change.
+    reason : str
+        Why values were not compared; empty when they were.
+    """
+
+    name: str
+    status: str
+    line: str
+    other_name: str
+    rule: str
+    role: str
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+    dtypes: tuple[str | None, str | None]
+    numbers: Mapping[str, float | int | None]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What was compared, and what was not."""
+
+    compared: int
+    total: int
+    elements: int
+    not_compared: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An effective setting and where it came from."""
+
+    key: str
+    value: object
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a comparison found. Renderers and exports are functions of it.
+
+    Parameters
+    ----------
+    a, b : Side
+        The two checkpoints.
+    change : Change
+        What kind of change this is.
+    coverage : Coverage
+        What was compared.
+    tensors : tuple of TensorRow
+        In the chosen order; empty when the comparison read headers only.
+    analyses : tuple of Analysis
+        Declarations of what was asked for, in order.
+    results : mapping of str to Result
+        By flag.
+    pending : tuple of str
+        Flags asked for that are not built yet.
+    settings : tuple of Setting
+        Effective settings.
+    children : tuple of Report
+        Comparisons inside this one.
+    """
+
+    a: Side
+    b: Side
+    change: Change
+    coverage: Coverage
+    tensors: tuple[TensorRow, ...]
+    analyses: tuple[Analysis[object], ...] = ()
+    results: Mapping[str, Result] = field(default_factory=dict)
+    pending: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    children: tuple[Report, ...] = ()
+    schema: str = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A report as far as it is written: the subject of the analyses that count it.
+
+    Parameters
+    ----------
+    document : Document
+        Everything but those analyses, laid out.
+    markdown : str
+        The same as Markdown.
+    """
+
+    document: Document
+    markdown: str

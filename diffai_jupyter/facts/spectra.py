@@ -1,0 +1,212 @@
+"""Singular values of updates and of weights, with the edge below which they are rounding noise."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffai_jupyter.checkpoint.dtypes import Dtype, half_ulp
+from diffai_jupyter.checkpoint.tensor import Tensor
+from diffai_jupyter.evidence import Unknowable
+from diffai_jupyter.facts import fact
+from diffai_jupyter.facts.changes import Status, TensorChange, changes
+from diffai_jupyter.scan.pair import Pair
+
+MATRICES = 32
+BLOCK_SIDE = 512
+NOISE_MARGIN = 1.1
+LEAST_CHANGED = 0.5
+LEAST_SIDE = 8
+POWER_STEPS = 20
+
+Matrix = NDArray[np.float64]
+
+
+def largest_changes(pair: Pair, count: int = MATRICES) -> tuple[TensorChange, ...]:
+    """Return the changed matrices with the largest relative change, largest first."""
+    chosen = [
+        change
+        for change in changes(pair)
+        if change.status is Status.CHANGED
+        and change.tensor.is_parameter
+        and change.tensor.b is not None
+        and min(change.tensor.b.grid) > 1
+        and change.both is not None
+        and change.both.d_squares > 0
+    ]
+    chosen.sort(key=lambda change: (-change.relative_change, change.tensor.name))
+    return tuple(chosen[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRank:
+    """Rank of the update of one matrix.
+
+    Parameters
+    ----------
+    name : str
+        Stored name.
+    rank : int, optional
+        Number of singular values above the rounding edge; None where rounding hides it.
+    sides : tuple of int
+        Rows and columns of the matrix.
+    is_whole : bool
+        Whether the whole update was decomposed, not a sub-block of it.
+    edge : float
+        The rounding edge.
+    singular : tuple of float
+        The leading singular values of what was decomposed, at most 64.
+    changed : float
+        Share of elements that changed.
+    """
+
+    name: str
+    rank: int | None
+    sides: tuple[int, int]
+    is_whole: bool
+    edge: float
+    singular: tuple[float, ...]
+    changed: float
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the rank is at most a quarter of the smaller side."""
+        return self.rank is not None and self.rank <= min(self.sides) / 4
+
+
+@fact
+def update_ranks(pair: Pair) -> tuple[UpdateRank, ...]:
+    """Rank the updates of the 32 most changed matrices.
+
+    The update is decomposed whole up to 512 x 512; of a larger one a sub-block of 512 rows and
+    columns, drawn with a seed from name and shape, which keeps a rank below 512. The rank is the
+    number of singular values above ``1.1 sigma (sqrt m + sqrt n)`` with ``sigma^2 = mean(ulp(B)^2) / 12``,
+    the edge of the rounding noise of B's dtype.
+
+    References: Widrow & Kollar 2008 (quantization noise); Bai & Yin 1993 (edge of a noise matrix).
+    """
+    chosen = [change for change in largest_changes(pair) if change.both is not None]
+    return tuple(_rank(change) for change in pair.run.each("update rank", chosen))
+
+
+def _rank(change: TensorChange) -> UpdateRank:
+    a, b, both = change.tensor.a, change.tensor.b, change.both
+    if a is None or b is None or both is None:
+        msg = "a rank needs both sides"
+        raise ValueError(msg)
+    n_rows, n_cols = b.grid
+    rows, cols = _places(change.tensor.name, n_rows, "rows"), _places(change.tensor.name, n_cols, "cols")
+    block_a, block_b = _block(a, rows, cols), _block(b, rows, cols)
+    delta = block_b - block_a
+    delta[~np.isfinite(delta)] = 0.0
+    singular = np.linalg.svd(delta, compute_uv=False)
+    edge = rounding_edge(b.dtype, block_b)
+    share = both.changed / both.size
+    is_hidden = share < LEAST_CHANGED or min(n_rows, n_cols) < LEAST_SIDE
+    return UpdateRank(
+        change.tensor.shown_name,
+        None if is_hidden else int(np.count_nonzero(singular > edge)),
+        (n_rows, n_cols),
+        len(rows) == n_rows and len(cols) == n_cols,
+        edge,
+        tuple(float(s) for s in singular[:64]),
+        share,
+    )
+
+
+def rounding_edge(dtype: Dtype, values: Matrix) -> float:
+    """Return the largest singular value that rounding to `dtype` alone would give.
+
+    Parameters
+    ----------
+    dtype : Dtype
+        Storage dtype of `values`.
+    values : ndarray of float64, shape (rows, cols)
+    """
+    finite = values[np.isfinite(values)]
+    gap = 2 * half_ulp(dtype, finite)
+    sigma = math.sqrt(float(np.mean(gap * gap)) / 12) if finite.size else 0.0
+    return NOISE_MARGIN * sigma * (math.sqrt(values.shape[0]) + math.sqrt(values.shape[1]))
+
+
+def _places(name: str, length: int, axis: str) -> NDArray[np.int64]:
+    if length <= BLOCK_SIDE:
+        return np.arange(length)
+    digest = hashlib.sha256(f"{name}\0{axis}\0{length}".encode("utf-8", "surrogatepass")).digest()
+    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    return np.sort(draw.choice(length, BLOCK_SIDE, replace=False))
+
+
+def _block(tensor: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Matrix:
+    """Read chosen rows, one at a time unless they are all of them, and keep chosen columns."""
+    n_rows, n_cols = tensor.grid
+    if len(rows) == n_rows:
+        return np.asarray(tensor.read((0, n_rows), (0, n_cols))[:, cols], dtype=np.float64)
+    block = np.empty((len(rows), len(cols)))
+    for i, row in enumerate(rows.tolist()):
+        block[i] = tensor.read((row, row + 1), (0, n_cols))[0, cols]
+    return block
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralGrowth:
+    """Largest singular value of one matrix before and after.
+
+    Parameters
+    ----------
+    name : str
+        Stored name.
+    a, b : float
+        Spectral norms.
+    """
+
+    name: str
+    a: float
+    b: float
+
+    @property
+    def ratio(self) -> float:
+        """B over A; infinite when A is zero."""
+        return self.b / self.a if self.a else math.inf
+
+
+@fact
+def spectral_growth(pair: Pair) -> tuple[SpectralGrowth, ...]:
+    """Return spectral norms of the 32 most changed matrices, by 20 steps of power iteration.
+
+    Matrices above `Run.matrix_bytes` are left out; a power iteration never overstates the norm.
+    """
+    found = []
+    for change in pair.run.each("spectral norm", largest_changes(pair)):
+        a, b = change.tensor.a, change.tensor.b
+        if a is None or b is None:
+            continue
+        try:
+            found.append(
+                SpectralGrowth(change.tensor.shown_name, _spectral_norm(pair, a), _spectral_norm(pair, b))
+            )
+        except Unknowable:
+            continue
+    return tuple(found)
+
+
+def _spectral_norm(pair: Pair, tensor: Tensor) -> float:
+    matrix = np.asarray(pair.run.whole(tensor), dtype=np.float32)
+    if not np.isfinite(matrix).all():
+        matrix = np.where(np.isfinite(matrix), matrix, np.float32(0))
+    scale = float(np.abs(matrix).max(initial=0.0))
+    if scale == 0:
+        return 0.0
+    matrix = matrix / np.float32(scale)
+    vector = np.random.default_rng(0).standard_normal(matrix.shape[1]).astype(np.float32)
+    norm = 0.0
+    for _ in range(POWER_STEPS):
+        vector /= np.linalg.norm(vector) or 1.0
+        image = matrix @ vector
+        norm = float(np.linalg.norm(image))
+        vector = matrix.T @ image
+    return norm * scale

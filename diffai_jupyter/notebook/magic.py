@@ -1,0 +1,150 @@
+"""The magics ``%diffai`` and ``%%diffai``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
+from traitlets import Bool, Enum, Float, Int, TraitType, Unicode
+
+from diffai_jupyter import __version__
+from diffai_jupyter.arguments import Asked, Call, help_text, is_silenced, parse, settings_text, split
+from diffai_jupyter.comparison import Comparison, run_comparison
+from diffai_jupyter.errors import ArgumentError, DiffaiError
+from diffai_jupyter.notebook.display import Written, emit, emit_text, emit_written
+from diffai_jupyter.notebook.progress import ProgressCell
+from diffai_jupyter.notebook.scope import Scope
+from diffai_jupyter.options import OPTIONS, Kind, Layer
+from diffai_jupyter.render.progress import ProgressLine
+
+CONFIGURED = ("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers")
+
+_WRITE: Mapping[str, Callable[[Comparison], str]] = {
+    "text": lambda comparison: comparison.to_text(),
+    "json": lambda comparison: comparison.to_json(),
+    "yaml": lambda comparison: comparison.to_yaml(),
+    "html": lambda comparison: comparison.to_html(),
+    "markdown": lambda comparison: comparison.to_markdown(),
+}
+
+
+def _trait(key: str) -> TraitType:
+    """Return an option as a trait of ``%config DiffAI``."""
+    option = OPTIONS[key]
+    is_unset = option.default is None
+    if option.kind is Kind.FLAG:
+        trait = Bool(option.default, help=option.help)
+    elif option.kind is Kind.CHOICE:
+        trait = Enum(option.choices, option.default, allow_none=is_unset, help=option.help)
+    elif option.kind in (Kind.INTEGER, Kind.NUMBER):
+        number = Int if option.kind is Kind.INTEGER else Float
+        trait = number(option.default, min=option.low, max=option.high, allow_none=is_unset, help=option.help)
+    else:
+        trait = Unicode(option.default, allow_none=is_unset, help=option.help)
+    return trait.tag(config=True)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """How the newest result of the magic is to be shown, if it is shown by the cell that made it."""
+
+    identity: int
+    cell: int
+    handle: Any
+    is_silent: bool
+
+
+@magics_class
+class DiffAI(Magics):  # type: ignore[misc]
+    """Settings of ``%diffai``; a flag of a call wins over them."""
+
+    top = _trait("top")
+    sort_by = _trait("sort_by")
+    ignore_keys_regex = _trait("ignore_keys_regex")
+    epsilon = _trait("epsilon")
+    show_unchanged = _trait("show_unchanged")
+    brief = _trait("brief")
+    quiet = _trait("quiet")
+    workers = _trait("workers")
+    short_errors = Bool(True, help="Show errors without the traceback.").tag(config=True)
+
+    _last: _Last | None = None
+
+    @no_var_expand  # type: ignore[untyped-decorator]
+    @needs_local_scope  # type: ignore[untyped-decorator]
+    @line_cell_magic  # type: ignore[untyped-decorator]
+    def diffai(self, line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None) -> object:
+        """Compare two checkpoints.
+
+        Returns
+        -------
+        Comparison or Written or None
+            The comparison, which the cell shows when the call is its last line; with ``--output`` the
+            text in that form instead; nothing for ``--help`` and the like.
+        """
+        try:
+            return self._run(line if cell is None else f"{line}\n{cell}", local_ns)
+        except ArgumentError as error:
+            if not self.short_errors:
+                raise
+            # IPython shows exactly this class, not one derived from it, without a traceback.
+            raise UsageError(str(error)) from None
+        except DiffaiError as error:
+            if self.short_errors:
+                said = f"{type(error).__name__}: {error}".splitlines()
+                error._render_traceback_ = lambda: said[:3]  # type: ignore[attr-defined]
+            raise
+
+    # Read by `%diffai?` in place of the docstring; the text depends on the declared analyses.
+    diffai.getdoc = help_text
+
+    def show(self, result: Comparison | Written) -> None:
+        """Show a result that is the value of a cell or is given to ``display``."""
+        last, self._last = self._last, None
+        if last is not None and (last.identity, last.cell) != (id(result), self.shell.execution_count):
+            last = None
+        if last is not None and last.is_silent:
+            return
+        if self._is_terminal():
+            emit_text(result)
+        elif isinstance(result, Written):
+            emit_written(result)
+        else:
+            emit(result, None if last is None else last.handle)
+
+    def _run(self, text: str, local: Mapping[str, Any] | None) -> object:
+        scope = Scope(self.shell.user_ns, local)
+        call = parse([scope.expand(word) for word in split(text)], below=(self._configured(),))
+        if call.asked is not Asked.COMPARISON:
+            sys.stdout.write(_ANSWERS[call.asked](call))
+            return None
+        settings = call.request.settings
+        is_silent = settings["quiet"] or is_silenced(text)
+        (a, a_name), (b, b_name) = (scope.source(word) for word in call.sources)
+        with ProgressLine(sys.stderr) if self._is_terminal() else ProgressCell() as progress:
+            tick = None if is_silent else progress.tick
+            comparison = run_comparison(a, b, call.request, names=(a_name, b_name), tick=tick)
+        if settings["into"]:
+            self.shell.user_ns[settings["into"]] = comparison
+        form = settings["output"]
+        result = Written(_WRITE[form](comparison), form) if form else comparison
+        self._last = _Last(id(result), self.shell.execution_count, progress.handle, is_silent)
+        return result
+
+    def _is_terminal(self) -> bool:
+        return any(kind.__name__ == "TerminalInteractiveShell" for kind in type(self.shell).__mro__)
+
+    def _configured(self) -> Layer:
+        given = {key: getattr(self, key) for key in CONFIGURED}
+        return "%config DiffAI.{key}", {key: v for key, v in given.items() if v != OPTIONS[key].default}
+
+
+_ANSWERS: Mapping[Asked, Callable[[Call], str]] = {
+    Asked.HELP: lambda _: help_text(),
+    Asked.VERSION: lambda _: f"diffai {__version__}\n",
+    Asked.SETTINGS: lambda call: settings_text(call.request),
+}

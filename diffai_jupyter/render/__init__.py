@@ -1,0 +1,1 @@
+"""Renderers: pure functions of a laid-out document or of a report."""

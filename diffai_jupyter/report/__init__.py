@@ -1,0 +1,1 @@
+"""From facts to a report: requests, results, rows, layout."""

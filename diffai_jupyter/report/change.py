@@ -1,0 +1,173 @@
+"""The first sentence of a report: what kind of change this is, with the numbers that say so."""
+
+from __future__ import annotations
+
+from diffai_jupyter.contract.report import Change
+from diffai_jupyter.evidence import Value, derived, estimated, ladder, measured, unknown
+from diffai_jupyter.facts.changes import Status, displacement
+from diffai_jupyter.facts.update_type import Kind, UpdateType, grown_rows, update_type
+from diffai_jupyter.scan.pair import Pair, Rule
+from diffai_jupyter.wording import plural
+
+SUB_BLOCK_CONFIDENCE = 0.95
+"""Lower 95 % bound on how often the rank of a sub-block equals that of the whole update: see docs/method.md."""
+
+HEADERS_ONLY = "headers only"
+
+_TEMPLATES: dict[Kind, str] = {
+    Kind.NOTHING_COMMON: "Nothing in common: no tensor of A ({a}) has a partner in B ({b}).",
+    Kind.UNREAD: "Not comparable: {tensors} tensors have a partner, but none of them could be compared by value.",
+    Kind.IDENTICAL: "Identical: all {tensors} tensors have equal names and equal values.",
+    Kind.RENAMED: "Renamed: every value is equal; {tensors} tensors have other names.",
+    Kind.RESHARDED: "Re-sharded: every value is equal; {files_a} files became {files_b}.",
+    Kind.CAST: "Pure cast: the same values in another dtype ({dtypes}) in {n}; {cast}.",
+    Kind.STRUCTURE: "Structure only: every value in common is equal; {structure}.",
+    Kind.BUFFERS: "Only buffers changed ({n}); every trained tensor is equal.",
+    Kind.ROUNDING: "Rounding only: in {n} every changed element moved to a neighbouring number of its dtype.",
+    Kind.ZEROED: "Pruned: {zeros} elements became zero in {n}, {rows} whole rows among them; the others stayed.",
+    Kind.SCALED: "Scaled: {n} are a multiple of A, by {low:.4g} to {high:.4g}.",
+    Kind.PERMUTED: "Permuted: {n} are the old ones with rows or columns in another order, bit for bit; {same}.",
+    Kind.LOW_RANK: "Low-rank update (LoRA-like): {rank} in {matrices}; {tensors} of {trained} changed.",
+    Kind.HEAD: "Only the head changed ({n} of {trained}).",
+    Kind.EMBEDDING: "Only embeddings changed ({n} of {trained}).",
+    Kind.NORM_BIAS: "Only norms and biases changed ({n} of {trained}).",
+    Kind.PART: "Some layers changed: {n} of {trained}, by {magnitude}{frozen}.",
+    Kind.FULL: "Everything moved: all {n}, by {magnitude}.",
+}
+_QUANTIZED_BY_NAME = (
+    "Quantized: {modules} modules are packed in B and not in A; this version does not decode them yet."
+)
+_QUANTIZED_BY_LEVELS = (
+    "Looks quantized: in {matrices} sampled matrices of B any {group} neighbours hold at most {levels} distinct "
+    "values, in A {levels_a}."
+)
+
+
+def describe_change(pair: Pair) -> Change:
+    """Say what kind of change a pair is; this reads both checkpoints once."""
+    found = update_type(pair)
+    said: dict[str, object] = {**found.numbers, **_numbers(pair, found)}
+    template = _template(found)
+    structure = _structure(pair)
+    if structure and found.kind not in (Kind.STRUCTURE, Kind.NOTHING_COMMON):
+        template, said["structure"] = f"{template} Besides, {{structure}}.", structure
+    return Change(found.kind.value, template, said, _evidence(found), found.is_equal, _magnitude(pair))
+
+
+def describe_headers(pair: Pair) -> Change:
+    """Say what headers alone tell; reads no tensor."""
+    structure = _structure(pair)
+    retyped = sum(t.a is not None and t.b is not None and t.a.dtype != t.b.dtype for t in pair.tensors)
+    said: dict[str, object] = {
+        "structure": structure,
+        "n": plural(len(pair.tensors), "tensor"),
+        "retyped": retyped,
+    }
+    if not any(t.a is not None and t.b is not None for t in pair.tensors):
+        said |= _numbers_of_sides(pair)
+        template = _TEMPLATES[Kind.NOTHING_COMMON]
+    elif structure:
+        template = "Headers differ: {structure}. Values were not read."
+    elif retyped:
+        template = "Headers differ in {retyped} dtypes, names and shapes agree. Values were not read."
+    else:
+        template = "Headers agree in the {n}. Values were not read."
+    return Change(HEADERS_ONLY, template, said, measured(HEADERS_ONLY, "headers"), False, unknown("NOT_READ"))
+
+
+def _magnitude(pair: Pair) -> Value:
+    return ladder(lambda: measured(displacement(pair).relative, "‖B−A‖_F / ‖A‖_F"))
+
+
+def _template(found: UpdateType) -> str:
+    if found.kind is Kind.QUANTIZED:
+        return _QUANTIZED_BY_NAME if "modules" in found.numbers else _QUANTIZED_BY_LEVELS
+    return _TEMPLATES[found.kind]
+
+
+def _evidence(found: UpdateType) -> Value:
+    source = "elementwise comparison"
+    if not found.is_estimated:
+        return measured(found.kind.value, source)
+    if found.kind is Kind.LOW_RANK:
+        return estimated(
+            found.kind.value,
+            SUB_BLOCK_CONFIDENCE,
+            "singular values of sub-blocks of the update",
+            assumption="a random 512 x 512 sub-block keeps the rank of the update",
+        )
+    return derived(
+        found.kind.value, "few distinct values among neighbours mean a quantized copy", "64 sampled rows"
+    )
+
+
+def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
+    """Return the words that the templates need beyond the numbers of the fact."""
+    numbers = found.numbers
+    magnitude = _magnitude(pair)
+    said: dict[str, object] = {
+        **_numbers_of_sides(pair),
+        "n": plural(_int(numbers, "tensors"), "tensor"),
+        "trained": plural(_int(numbers, "trained"), "trained tensor"),
+        "magnitude": f"{magnitude.value:.3%} of the norm of A"
+        if magnitude.is_known
+        else "an unknown part of A",
+        "structure": _structure(pair),
+    }
+    if found.kind is Kind.CAST:
+        said["cast"] = _cast_words(numbers)
+    if found.kind is Kind.LOW_RANK:
+        low, high = numbers["low"], numbers["high"]
+        said["matrices"] = plural(_int(numbers, "ranks"), "matrix", "matrices")
+        said["rank"] = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    if found.kind is Kind.PERMUTED:
+        said["same"] = (
+            "each order of outputs is undone by the same order of inputs, so the function should be the same"
+            if numbers["is_undone"]
+            else "the orders do not cancel, so the function changed"
+        )
+    if found.kind is Kind.PART:
+        frozen = _int(numbers, "frozen_blocks")
+        said["frozen"] = f"; the first {plural(frozen, 'block')} are equal" if frozen > 1 else ""
+    return said
+
+
+def _int(numbers: dict[str, object], key: str) -> int:
+    value = numbers.get(key, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _numbers_of_sides(pair: Pair) -> dict[str, object]:
+    return {"a": plural(len(pair.a.tensors), "tensor"), "b": plural(len(pair.b.tensors), "tensor")}
+
+
+def _cast_words(numbers: dict[str, object]) -> str:
+    elements, rounded = _int(numbers, "elements"), _int(numbers, "rounded")
+    if not _int(numbers, "changed"):
+        return "every value is equal"
+    error = f"relative error {numbers['error']:.2e}"
+    if rounded == elements:
+        return f"every element is correctly rounded, {error}"
+    return f"every element is within the rounding of one common source, {error}"
+
+
+def _structure(pair: Pair) -> str:
+    """Say what is added, removed, reshaped and resized."""
+    rules = [tensor.rule for tensor in pair.tensors]
+    parts = [
+        f"{plural(rules.count(rule), 'tensor')} {word}"
+        for rule, word in ((Rule.ADDED, "added"), (Rule.REMOVED, "removed"), (Rule.RESHAPED, "reshaped"))
+        if rule in rules
+    ]
+    parts += [
+        f"an embedding or head has {abs(rows)} rows {'more' if rows > 0 else 'fewer'}"
+        for rows in grown_rows(pair).values()
+    ]
+    return ", ".join(parts)
+
+
+def counts_sentence(found: UpdateType) -> str:
+    """Return how many tensors had which fate, such as ``"4 changed, 30 equal"``."""
+    return ", ".join(
+        f"{found.counts[status]} {status.value}" for status in Status if found.counts.get(status)
+    )

@@ -1,0 +1,390 @@
+"""From a report to blocks in reading order: summary first, then what differs, then each analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffai_jupyter.analyses import PENDING
+from diffai_jupyter.contract.blocks import (
+    Align,
+    Block,
+    Cell,
+    Chart,
+    Column,
+    Document,
+    Fact,
+    Facts,
+    Heading,
+    Lines,
+    Matrix,
+    Notice,
+    Section,
+    Sentence,
+    Series,
+    Severity,
+    Table,
+)
+from diffai_jupyter.contract.declaration import Analysis
+from diffai_jupyter.contract.report import Report, Side, TensorRow
+from diffai_jupyter.contract.result import Result
+from diffai_jupyter.evidence import REASONS, measured
+from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.options import Settings
+from diffai_jupyter.report.change import HEADERS_ONLY
+from diffai_jupyter.report.rows import collapsed_lines
+from diffai_jupyter.wording import Name, plural, show_name, write_bytes
+
+SUMMARY, TENSORS, CHARTS, PENDING_GROUP, CONFIG = "Summary", "Tensors", "Charts", "Not built yet", "Settings"
+LISTED = 5
+PAIRS_LISTED = 200
+_SINGLE = (
+    Status.CHANGED.value,
+    Status.ADDED.value,
+    Status.REMOVED.value,
+    Status.RESHAPED.value,
+    Status.UNREAD.value,
+)
+
+
+def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) -> Document:
+    """Lay out a report.
+
+    Parameters
+    ----------
+    report : Report
+        What was found.
+    settings : Settings
+        What of it to show: ``top``, ``show_unchanged``, ``show_pairing``, ``show_config``, ``brief``, ``stats``.
+    charts : tuple of Chart
+        Charts to show; empty leaves out the charts of the analyses, too.
+
+    Returns
+    -------
+    Document
+        Sections in reading order.
+    """
+    title = f"diffai: {report.a.source} → {report.b.source}"
+    if settings["brief"]:
+        return Document(title, (Section("summary", SUMMARY, (_headline(report),)),))
+    sections = [Section("summary", SUMMARY, _summary(report))]
+    flags = {analysis.flag for analysis in report.analyses}
+    if (
+        report.tensors
+        and (not flags or settings["show_unchanged"])
+        and "sort-by-change-magnitude" not in flags
+    ):
+        sections.append(Section("tensors", TENSORS, (Heading("Tensors", 2), *_tensors(report, settings))))
+    if settings["stats"] and report.tensors:
+        sections.append(
+            Section("stats", TENSORS, (Heading("Statistics", 2), _stats(report, settings["top"])))
+        )
+    for analysis in report.analyses:
+        if analysis.flag in report.results:
+            blocks = _analysis(analysis, report.results[analysis.flag], bool(charts))
+            if analysis.flag == "sort-by-change-magnitude":
+                blocks = (*blocks[:2], *_tensors(report, settings), *blocks[2:])
+            sections.append(Section(analysis.flag, analysis.group.value, blocks))
+    shown = {
+        block.key for section in sections for block in section.blocks if isinstance(block, (Series, Matrix))
+    }
+    further = tuple(chart for chart in charts if chart.key not in shown)
+    if further:
+        sections.append(Section("charts", CHARTS, (Heading("Charts", 2), *further)))
+    if settings["show_pairing"]:
+        sections.append(Section("pairing", TENSORS, (Heading("Pairing", 2), _pairing(report))))
+    if report.pending:
+        sections.append(Section("pending", PENDING_GROUP, (Heading("Not built yet", 2), *_pending(report))))
+    if settings["show_config"]:
+        sections.append(Section("settings", CONFIG, (Heading("Settings", 2), _config(report))))
+    return Document(title, _grouped(sections))
+
+
+def _grouped(sections: list[Section]) -> tuple[Section, ...]:
+    """Keep sections of one group together, in the order in which the groups first appear."""
+    groups = list(dict.fromkeys(section.group for section in sections))
+    return tuple(sorted(sections, key=lambda section: groups.index(section.group)))
+
+
+def _headline(report: Report) -> Sentence:
+    return Sentence(report.change.headline, report.change.said, is_strong=True)
+
+
+def _summary(report: Report) -> tuple[Block, ...]:
+    blocks: list[Block] = [_headline(report), *_alarms(report), _key_numbers(report), _coverage(report)]
+    blocks += [
+        Notice(Severity.WARNING, "{warning}", {"warning": Name(text)}) for text in report.coverage.warnings
+    ]
+    return tuple(blocks)
+
+
+def _alarms(report: Report) -> list[Block]:
+    """Return what must not be overlooked whatever was asked for: NaN and infinity, and dead rows."""
+    alarms: list[Block] = []
+    bad = [row for row in report.tensors if row.status != Status.REMOVED.value and _bad(row, "b")]
+    for row in bad[:LISTED]:
+        is_new = _bad(row, "b") > _bad(row, "a")
+        where = row.numbers.get("first_bad_b")
+        alarms.append(
+            Notice(
+                Severity.CRITICAL if is_new else Severity.WARNING,
+                "{n} in {name} of B, the first at {at}" + ("." if is_new else "; A has them too."),
+                {
+                    "n": plural(_bad(row, "b"), "NaN or infinite element"),
+                    "name": Name(row.name),
+                    "at": str(_index(row, where if isinstance(where, int) else 0)),
+                },
+            )
+        )
+    if len(bad) > LISTED:
+        alarms.append(
+            Notice(
+                Severity.CRITICAL, "NaN or infinity in {n} further tensors of B.", {"n": len(bad) - LISTED}
+            )
+        )
+    dead = [
+        (row, int(row.numbers.get("new_zero_rows") or 0))
+        for row in report.tensors
+        if row.numbers.get("new_zero_rows")
+    ]
+    if dead:
+        alarms.append(
+            Notice(
+                Severity.WARNING,
+                "{n} of B are all zero where those of A are not (dead units), in {tensors}.",
+                {
+                    "n": plural(sum(n for _, n in dead), "row"),
+                    "tensors": [Name(row.name) for row, _ in dead[:LISTED]],
+                },
+            )
+        )
+    return alarms
+
+
+def _bad(row: TensorRow, side: str) -> int:
+    return int(row.numbers.get(f"nan_{side}") or 0) + int(row.numbers.get(f"inf_{side}") or 0)
+
+
+def _index(row: TensorRow, flat: int) -> list[int]:
+    """Return the index of a flat position in B's shape."""
+    index: list[int] = []
+    for length in reversed(row.shapes[1] or ()):
+        flat, place = divmod(flat, length)
+        index.append(place)
+    return index[::-1]
+
+
+def _key_numbers(report: Report) -> Facts:
+    counts: dict[str, int] = {}
+    for row in report.tensors:
+        counts[row.status] = counts.get(row.status, 0) + 1
+    source = "elementwise comparison"
+    facts = [
+        Fact("kind of change", report.change.value),
+        Fact("elements", measured(_same_or_both(report.a.parameters, report.b.parameters), "headers")),
+        Fact(
+            "payload",
+            measured(_same_or_both(write_bytes(report.a.nbytes), write_bytes(report.b.nbytes)), "headers"),
+        ),
+        Fact("dtypes", measured(_same_or_both(_dtypes(report.a), _dtypes(report.b)), "headers")),
+    ]
+    if report.change.value.value == HEADERS_ONLY:
+        return Facts(tuple(facts))
+    changed = sum(int(row.numbers.get("changed") or 0) for row in report.tensors)
+    fates = ", ".join(f"{counts[s.value]} {s.value}" for s in Status if counts.get(s.value))
+    facts[1:1] = [
+        Fact("tensors", measured(fates or "none", source)),
+        Fact("elements changed", measured(f"{changed} of {report.coverage.elements}", source)),
+        Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}", note="trained tensors, pooled"),
+        Fact("NaN or infinite in B", measured(sum(_bad(row, "b") for row in report.tensors), source)),
+    ]
+    return Facts(tuple(facts))
+
+
+def _same_or_both(a: object, b: object) -> object:
+    return a if a == b else (a, b)
+
+
+def _dtypes(side: Side) -> str:
+    return ", ".join(side.dtypes) or "none"
+
+
+def _coverage(report: Report) -> Sentence:
+    coverage = report.coverage
+    if report.change.value.value == HEADERS_ONLY:
+        return Sentence("Coverage: headers of {n} tensors; no tensor was read.", {"n": coverage.total})
+    left = coverage.not_compared
+    names = [Name(f"{show_name(name, 60)} ({reason})") for name, reason in left[:LISTED]]
+    template = "Coverage: {compared} of {total} tensors compared by value, {elements} elements."
+    if left:
+        template += " Not compared: {names}" + (" and {more} more." if len(left) > LISTED else ".")
+    return Sentence(
+        template,
+        {
+            "compared": coverage.compared,
+            "total": coverage.total,
+            "elements": coverage.elements,
+            "names": names,
+            "more": len(left) - LISTED,
+        },
+    )
+
+
+def _tensors(report: Report, settings: Settings) -> tuple[Block, ...]:
+    """Return the tensors that differ, the most changed first, and a line for the others."""
+    top = settings["top"]
+    listed = [row for row in report.tensors if settings["show_unchanged"] or row.status in _SINGLE]
+    shown = listed[:top]
+    lines = [row.line for row in shown]
+    if len(listed) > len(shown):
+        lines.append(f"… {len(listed) - len(shown)} more tensors (--top {len(listed)} shows them)")
+    lines += collapsed_lines(report.tensors, settings["show_unchanged"])
+    columns = (
+        Column("tensor", Align.TEXT),
+        Column("what", Align.TEXT),
+        Column("shape", Align.TEXT),
+        Column("dtype", Align.TEXT),
+        Column("mean A"),
+        Column("mean B"),
+        Column("std A"),
+        Column("std B"),
+        Column("changed %"),
+        Column("rel. change"),
+    )
+    note = "; ".join(
+        line.lstrip("≈= ") for line in collapsed_lines(report.tensors, settings["show_unchanged"])
+    )
+    rows = tuple(_tensor_cells(row) for row in shown)
+    if not rows:
+        return (Lines(tuple(lines)),) if lines else (Sentence("There is no tensor to compare."),)
+    return (
+        Table(
+            "Largest changes first",
+            columns,
+            rows,
+            len(listed) if len(listed) > len(shown) else 0,
+            note,
+            lines=tuple(lines),
+        ),
+    )
+
+
+def _tensor_cells(row: TensorRow) -> tuple[Cell, ...]:
+    numbers = row.numbers
+    changed, size = numbers.get("changed"), numbers.get("size_b")
+    share = round(100 * changed / size, 2) if changed is not None and size else None
+    return (
+        Name(row.name),
+        row.status,
+        _arrow(*(None if s is None else str(list(s)) for s in row.shapes)),
+        _arrow(*row.dtypes),
+        numbers.get("mean_a"),
+        numbers.get("mean_b"),
+        numbers.get("std_a"),
+        numbers.get("std_b"),
+        share,
+        numbers.get("relative_change"),
+    )
+
+
+def _arrow(a: str | None, b: str | None) -> str:
+    return a or b or "" if a is None or b is None or a == b else f"{a}→{b}"
+
+
+def _stats(report: Report, top: int) -> Table:
+    keys = ("mean", "std", "min", "max", "norm", "zeros", "nan", "inf")
+    columns = (Column("tensor", Align.TEXT), *(Column(f"{key} {side}") for key in keys for side in "AB"))
+    rows = tuple(
+        (Name(row.name), *(row.numbers.get(f"{key}_{side}") for key in keys for side in "ab"))
+        for row in report.tensors[:top]
+    )
+    return Table(
+        "Statistics of each tensor",
+        columns,
+        rows,
+        len(report.tensors) if len(report.tensors) > top else 0,
+        "Over finite elements.",
+    )
+
+
+def _pairing(report: Report) -> Table:
+    rows = tuple(
+        (Name(row.name), Name(row.other_name or row.name if row.dtypes[1] else ""), row.rule)
+        for row in report.tensors[:PAIRS_LISTED]
+    )
+    return Table(
+        "Which tensor belongs to which",
+        (Column("A", Align.TEXT), Column("B", Align.TEXT), Column("rule", Align.TEXT)),
+        rows,
+        len(report.tensors) if len(report.tensors) > PAIRS_LISTED else 0,
+    )
+
+
+def _analysis(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Block, ...]:
+    blocks: list[Block] = [
+        Heading(analysis.flag.replace("-", " ").capitalize(), 2),
+        Lines((analysis.line(result),)),
+        result.meaning,
+    ]
+    blocks += [
+        Notice(f.severity, f.template + (" {action}" if f.action else ""), {**f.said, "action": f.action})
+        for f in result.findings
+    ]
+    blocks.append(
+        Facts(
+            tuple(
+                Fact(field.label, result.values[field.key], _plain_form(field.form), field.definition)
+                for field in analysis.fields
+            )
+        )
+    )
+    blocks += [block for block in result.blocks if draws or not isinstance(block, (Series, Matrix))]
+    blocks += _small_print(analysis, result)
+    return tuple(blocks)
+
+
+def _plain_form(form: str) -> str:
+    """Return the form of a value outside its line, where MB is written MiB."""
+    return form.replace("MB", " MiB").replace(" layers", "")
+
+
+def _small_print(analysis: Analysis[Any], result: Result) -> list[Block]:
+    """Return assumptions, what was not looked at, remedies for unknowns, and the method."""
+    assumptions = list(
+        dict.fromkeys([*(v.assumption for v in result.values.values() if v.assumption), *result.assumptions])
+    )
+    found: list[Block] = []
+    if assumptions:
+        found.append(Sentence("Assumes: {text}.", {"text": "; ".join(assumptions)}))
+    if result.unreached:
+        found.append(Sentence("Not looked at: {text}.", {"text": "; ".join(result.unreached)}))
+    reasons = dict.fromkeys(v.reason for v in result.values.values() if v.reason)
+    found += [Sentence("{code}: {sentence} {remedy}", _reason_words(code)) for code in reasons if code]
+    found.append(Sentence("Method: {text}", {"text": " ".join(analysis.references)}))
+    return found
+
+
+def _reason_words(code: str) -> Mapping[str, object]:
+    reason = REASONS[code]
+    return {"code": code, "sentence": reason.sentence, "remedy": reason.remedy}
+
+
+def _pending(report: Report) -> list[Block]:
+    return [
+        Notice(
+            Severity.INFO,
+            "--{flag} is not built yet: no value is shown. ({what})",
+            {"flag": flag, "what": PENDING[flag][1]},
+        )
+        for flag in report.pending
+    ]
+
+
+def _config(report: Report) -> Table:
+    return Table(
+        "Effective settings",
+        (Column("setting", Align.TEXT), Column("value", Align.TEXT), Column("from", Align.TEXT)),
+        tuple(
+            (s.key, Name("" if s.value is None else str(s.value)), Name(s.source)) for s in report.settings
+        ),
+    )

@@ -1,0 +1,135 @@
+"""Tensors as rows of the report, with the line of each in its exact form."""
+
+from __future__ import annotations
+
+import math
+
+from diffai_jupyter.checkpoint.tensor import Tensor
+from diffai_jupyter.contract.report import TensorRow
+from diffai_jupyter.facts.changes import Status, TensorChange
+from diffai_jupyter.facts.ranking import ranked
+from diffai_jupyter.scan.kernel import Side
+from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
+from diffai_jupyter.scan.stats import SideStats
+from diffai_jupyter.wording import show_name, write_value
+
+_RESIZED = (Rule.NEW_ROWS, Rule.LOST_ROWS)
+
+
+def tensor_rows(pair: Pair, key: str) -> tuple[TensorRow, ...]:
+    """Return one row per tensor, in the order that `key` asks for."""
+    return tuple(_row(pair, change) for change in ranked(pair, key))
+
+
+def _row(pair: Pair, change: TensorChange) -> TensorRow:
+    tensor = change.tensor
+    status = Status.RESHAPED if tensor.rule in _RESIZED else change.status
+    stored_a, stored_b = pair.a.tensors.get(tensor.name_a), pair.b.tensors.get(tensor.name_b)
+    return TensorRow(
+        name=tensor.shown_name,
+        status=status.value,
+        line=_line(change, stored_a, stored_b),
+        other_name=tensor.name_b if tensor.name_b != tensor.shown_name else "",
+        rule=tensor.rule.value,
+        role=tensor.part.role,
+        shapes=(_shape(tensor.a), _shape(tensor.b))
+        if tensor.rule not in _RESIZED
+        else (_shape(stored_a), _shape(stored_b)),
+        dtypes=(_dtype(tensor.a), _dtype(tensor.b)),
+        numbers=_numbers(change),
+        reason=tensor.reason,
+    )
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.shape
+
+
+def _dtype(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else tensor.dtype.name
+
+
+def _line(change: TensorChange, stored_a: Tensor | None, stored_b: Tensor | None) -> str:
+    tensor, name = change.tensor, show_name(change.tensor.shown_name)
+    if tensor.rule is Rule.RESHAPED or tensor.rule in _RESIZED:
+        return f"□ {name}: {list(_shape(stored_a) or ())} -> {list(_shape(stored_b) or ())}"
+    if tensor.a is None or tensor.b is None:
+        return _one_sided(tensor, name)
+    a, b = change.stats.a, change.stats.b
+    if change.status in (Status.CHANGED, Status.ROUNDING, Status.CAST) and a is not None and b is not None:
+        mean, std = (f"{_written(x)}->{_written(y)}" for x, y in ((a.mean, b.mean), (a.std, b.std)))
+        return f"~ {name}: mean={mean}, std={std}, change={_written(change.relative_change)}"
+    if change.status is Status.UNREAD:
+        return f"? {name}: not compared, {tensor.reason}"
+    return f"= {name}: equal"
+
+
+def _one_sided(tensor: PairedTensor, name: str) -> str:
+    one, sign = (tensor.b, "+") if tensor.a is None else (tensor.a, "-")
+    if one is None:
+        msg = "a pair without tensors has no line"
+        raise ValueError(msg)
+    return f"{sign} {name}: shape={list(one.shape)}, dtype={one.dtype}, params={one.size}"
+
+
+def _written(value: float) -> str:
+    return write_value(_known(value), "{:.4f}")
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _numbers(change: TensorChange) -> dict[str, float | int | None]:
+    numbers: dict[str, float | int | None] = {}
+    for label, side, tensor in (
+        ("a", change.stats.a, change.tensor.a),
+        ("b", change.stats.b, change.tensor.b),
+    ):
+        if side is not None and tensor is not None:
+            numbers |= _side_numbers(label, side, tensor.origin)
+    both, digest = change.both, change.stats.digest
+    if both is not None:
+        numbers |= {
+            "relative_change": None if math.isnan(both.relative_change) else both.relative_change,
+            "cosine": _known(both.cosine),
+            "changed": both.changed,
+            "compared": both.finite,
+            "delta_norm": both.d_norm,
+            "max_abs_delta": both.largest,
+            "max_abs_delta_at": both.where_largest,
+            "psi": _known(digest.psi),
+            "new_zero_rows": digest.new_dead_rows,
+        }
+    return numbers
+
+
+def _side_numbers(label: str, side: SideStats, origin: int) -> dict[str, float | int | None]:
+    return {
+        f"size_{label}": side.size,
+        f"mean_{label}": _known(side.mean),
+        f"std_{label}": _known(side.std),
+        f"min_{label}": _known(side.min),
+        f"max_{label}": _known(side.max),
+        f"norm_{label}": side.norm,
+        f"zeros_{label}": side.count(Side.ZEROS),
+        f"nan_{label}": side.count(Side.NAN),
+        f"inf_{label}": side.count(Side.POSITIVE_INF) + side.count(Side.NEGATIVE_INF),
+        f"first_bad_{label}": None if side.first_bad is None else origin + side.first_bad,
+    }
+
+
+def collapsed_lines(rows: tuple[TensorRow, ...], show_unchanged: bool) -> list[str]:
+    """Return one line each for the tensors that are not listed singly."""
+    lines = []
+    for status, words in ((Status.ROUNDING, "rounding only"), (Status.CAST, "cast only")):
+        some = [row for row in rows if row.status == status.value]
+        if some:
+            dtypes = (
+                sorted({f"{row.dtypes[0]}->{row.dtypes[1]}" for row in some}) if status is Status.CAST else []
+            )
+            lines.append(f"≈ {len(some)} tensors: {words}{' ' + ', '.join(dtypes) if dtypes else ''}")
+    equal = sum(row.status == Status.EQUAL.value for row in rows)
+    if equal and not show_unchanged:
+        lines.append(f"= {equal} tensors: equal")
+    return lines

@@ -1,0 +1,122 @@
+"""From a pair to a report: runs what was asked for and gathers what every report holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.checkpoint.model import Checkpoint
+from diffai_jupyter.contract.declaration import Analysis, Group, Reads
+from diffai_jupyter.contract.report import Coverage, Draft, Report, Setting, Side
+from diffai_jupyter.contract.result import Result
+from diffai_jupyter.facts.changes import changes
+from diffai_jupyter.options import Request
+from diffai_jupyter.report.change import describe_change, describe_headers
+from diffai_jupyter.report.rows import tensor_rows
+from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.wording import say, show_name
+
+_ON_DRAFT = frozenset({"generate-report", "markdown-output", "include-charts"})
+
+
+def write_report(pair: Pair, request: Request) -> Report:
+    """Run the analyses that read the checkpoints, and describe the change.
+
+    When every analysis asked for reads headers only, nothing else is read.
+    """
+    asked = [all_analyses()[flag] for flag in request.analyses if flag in all_analyses()]
+    reads_values = _reads_values(asked, request)
+    results = {
+        analysis.flag: analysis.run(pair, thresholds_of(analysis, request))
+        for analysis in asked
+        if analysis.flag not in _ON_DRAFT
+    }
+    change = describe_change(pair) if reads_values else describe_headers(pair)
+    return Report(
+        a=_side(pair.a),
+        b=_side(pair.b),
+        change=change,
+        coverage=_coverage(pair, reads_values),
+        tensors=tensor_rows(pair, request.settings["sort_by"]) if reads_values else (),
+        analyses=tuple(asked),
+        results=results,
+        pending=tuple(flag for flag in request.analyses if flag in PENDING),
+        settings=_settings(asked, request),
+    )
+
+
+def results_on_draft(request: Request, draft: Draft) -> Mapping[str, Result]:
+    """Run the analyses that count the report itself."""
+    return {
+        flag: all_analyses()[flag].run(draft, thresholds_of(all_analyses()[flag], request))
+        for flag in request.analyses
+        if flag in _ON_DRAFT and flag in all_analyses()
+    }
+
+
+def thresholds_of(analysis: Analysis[Any], request: Request) -> dict[str, float]:
+    """Return the thresholds of an analysis: what was set, else the defaults."""
+    given = request.thresholds.get(analysis.flag, {})
+    return {t.key: given[t.key][0] if t.key in given else t.default for t in analysis.thresholds}
+
+
+def _reads_values(asked: list[Analysis[Any]], request: Request) -> bool:
+    """Say whether tensors have to be read: not when only headers were asked about."""
+    about_pair = [analysis for analysis in asked if analysis.group is not Group.DOCUMENTATION]
+    listing = request.settings["stats"] or request.settings["show_unchanged"]
+    return bool(listing) or not about_pair or any(analysis.reads is not Reads.HEADERS for analysis in asked)
+
+
+def _side(checkpoint: Checkpoint) -> Side:
+    dtypes: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.size
+    return Side(
+        show_name(checkpoint.source),
+        checkpoint.format,
+        len(checkpoint.tensors),
+        checkpoint.size,
+        checkpoint.nbytes,
+        dict(sorted(dtypes.items(), key=lambda item: (-item[1], item[0]))),
+        tuple(say(note.template, note.said) for note in checkpoint.notes),
+    )
+
+
+def _coverage(pair: Pair, reads_values: bool) -> Coverage:
+    not_compared = [(tensor.shown_name, tensor.reason) for tensor in pair.tensors if tensor.reason] + [
+        (name, f"left out by {refusal}") for name, refusal in pair.left_out
+    ]
+    for side, checkpoint in (("A", pair.a), ("B", pair.b)):
+        not_compared += [
+            (name, f"promised by the index of {side}, in no file") for name in checkpoint.missing
+        ]
+    warnings = tuple(
+        f"{side}: {say(note.template, note.said)}"
+        for side, checkpoint in (("A", pair.a), ("B", pair.b))
+        for note in checkpoint.notes
+        if note.is_warning
+    )
+    compared = pair.compared
+    elements = 0
+    if reads_values:
+        elements = sum(change.both.finite for change in changes(pair) if change.both is not None)
+    return Coverage(
+        len(compared) if reads_values else 0,
+        len(pair.tensors) + len(pair.left_out),
+        elements,
+        tuple(not_compared),
+        warnings,
+    )
+
+
+def _settings(asked: list[Analysis[Any]], request: Request) -> tuple[Setting, ...]:
+    found = [
+        Setting(key, value, source) for key, value, source in request.settings.effective() if key != "set"
+    ]
+    for analysis in asked:
+        given = request.thresholds.get(analysis.flag, {})
+        for threshold in analysis.thresholds:
+            value, source = given.get(threshold.key, (threshold.default, "default"))
+            found.append(Setting(f"{analysis.flag}.{threshold.key}", value, source))
+    return tuple(found)

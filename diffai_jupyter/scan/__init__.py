@@ -1,0 +1,1 @@
+"""Two checkpoints, paired and scanned once."""

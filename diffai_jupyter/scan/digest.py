@@ -1,0 +1,144 @@
+"""What is kept of rows, columns and the sample when a tensor is closed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffai_jupyter.scan.kernel import Edges, Vector
+from diffai_jupyter.scan.stats import BINS, Digest
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+PSI_BINS = 20
+PSI_FLOOR = 1e-4
+PSI_LEAST = 2000
+_LISTED_ROWS = 8
+
+Sample = NDArray[Any]
+
+
+def digest_of(
+    edges: Edges | None,
+    sample_a: Sample | None,
+    sample_b: Sample | None,
+    changed: bool,
+    sides: tuple[bool, bool],
+) -> Digest:
+    """Reduce what was gathered of an open tensor.
+
+    Parameters
+    ----------
+    edges : Edges, optional
+        Row and column sums of squares.
+    sample_a, sample_b : ndarray, optional
+        Sampled values at the same positions.
+    changed : bool
+        Whether any element changed.
+    sides : tuple of bool
+        Whether A and B hold only finite elements (else rows of zeros are not counted).
+    """
+    rows = _edge_digest(edges, sides, changed) if edges is not None else {}
+    return Digest(**rows, **_sample_digest(sample_a, sample_b, changed))  # type: ignore[arg-type]
+
+
+def _edge_digest(edges: Edges, sides: tuple[bool, bool], changed: bool) -> dict[str, object]:
+    dead = edges.rows == 0
+    dead_cols = edges.cols == 0
+    found: dict[str, object] = {
+        "dead_rows": tuple(int(dead[i].sum()) if sides[i] else -1 for i in (0, 1)),
+        "dead_cols": tuple(int(dead_cols[i].sum()) if sides[i] else -1 for i in (0, 1)),
+    }
+    if all(sides):
+        new = np.flatnonzero(dead[1] & ~dead[0])
+        found["new_dead_rows"] = len(new)
+        found["first_dead_rows"] = tuple(int(i) for i in new[:_LISTED_ROWS])
+        found["row_gap"], found["sorted_row_gap"] = _gaps(edges.rows) if changed else (0.0, 0.0)
+        found["col_gap"], found["sorted_col_gap"] = _gaps(edges.cols) if changed else (0.0, 0.0)
+    return found
+
+
+def _gaps(squares: Vector) -> tuple[float, float]:
+    """Return the largest relative difference of norms, in order and sorted."""
+    a, b = np.sqrt(squares[0]), np.sqrt(squares[1])
+    scale = max(float(a.max(initial=0.0)), float(b.max(initial=0.0)))
+    if scale == 0:
+        return 0.0, 0.0
+    plain = float(np.abs(a - b).max()) / scale
+    ordered = float(np.abs(np.sort(a) - np.sort(b)).max()) / scale
+    return plain, ordered
+
+
+def _sample_digest(sample_a: Sample | None, sample_b: Sample | None, changed: bool) -> dict[str, object]:
+    sorted_a = _sorted_finite(sample_a)
+    sorted_b = (
+        sorted_a
+        if sample_b is not None and sample_a is not None and not changed
+        else _sorted_finite(sample_b)
+    )
+    known = [s for s in (sorted_a, sorted_b) if s is not None and s.size]
+    if not known:
+        return {}
+    low, high = min(float(s[0]) for s in known), max(float(s[-1]) for s in known)
+    edges = _bin_edges(low, high)
+    return {
+        "edges": edges,
+        "counts_a": _counts(sorted_a, edges),
+        "counts_b": _counts(sorted_b, edges),
+        "quantiles_a": _quantiles(sorted_a),
+        "quantiles_b": _quantiles(sorted_b),
+        "sampled": max(s.size for s in known),
+        "psi": _psi(sorted_a, sorted_b, changed),
+    }
+
+
+def _sorted_finite(sample: Sample | None) -> Sample | None:
+    if sample is None:
+        return None
+    ordered = np.sort(sample)
+    if ordered.size and not (math.isfinite(ordered[0]) and math.isfinite(ordered[-1])):
+        ordered = ordered[np.isfinite(ordered)]
+    return ordered
+
+
+def _bin_edges(low: float, high: float) -> Vector:
+    """Return equal bins; a constant gets one bin width on either side."""
+    if low == high:
+        half = abs(low) / 2 or 0.5
+        low, high = low - half, high + half
+    edges = low + (high / BINS - low / BINS) * np.arange(BINS + 1)
+    edges[-1] = high
+    return edges
+
+
+def _counts(ordered: Sample | None, edges: Vector) -> NDArray[np.int64] | None:
+    if ordered is None:
+        return None
+    places = np.searchsorted(ordered, edges, side="left")
+    places[-1] = ordered.size
+    return np.diff(places)
+
+
+def _quantiles(ordered: Sample | None) -> tuple[float, ...]:
+    if ordered is None or not ordered.size:
+        return ()
+    return tuple(float(ordered[round(q * (ordered.size - 1))]) for q in QUANTILES)
+
+
+def _psi(ordered_a: Sample | None, ordered_b: Sample | None, changed: bool) -> float:
+    """Return sum (p_B - p_A) ln(p_B / p_A) over 20 quantile bins of A, shares floored at 1e-4.
+
+    References: Lewis 1994, An Introduction to Credit Scoring; Yurdakul & Naranjo 2020.
+    """
+    if ordered_a is None or ordered_b is None or min(ordered_a.size, ordered_b.size) < PSI_LEAST:
+        return math.nan
+    if not changed:
+        return 0.0
+    cuts = np.unique(ordered_a[(np.arange(1, PSI_BINS) * ordered_a.size) // PSI_BINS])
+    shares = []
+    for ordered in (ordered_a, ordered_b):
+        counts = np.diff(np.concatenate(([0], np.searchsorted(ordered, cuts, side="right"), [ordered.size])))
+        shares.append(np.maximum(counts / ordered.size, PSI_FLOOR))
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())

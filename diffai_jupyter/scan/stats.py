@@ -1,0 +1,233 @@
+"""The fixed record that the pass leaves for every tensor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffai_jupyter.scan.kernel import Both, Side, Vector
+
+BINS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SideStats:
+    """Statistics of one tensor on one side, over its finite elements.
+
+    Parameters
+    ----------
+    size : int
+        Number of elements.
+    sums : ndarray of float64
+        Slots of `diffai_jupyter.scan.kernel.Side`.
+    """
+
+    size: int
+    sums: Vector
+
+    def count(self, slot: Side) -> int:
+        """Return a counted slot."""
+        return int(self.sums[slot])
+
+    @property
+    def bad(self) -> int:
+        """NaN and infinite elements."""
+        return self.count(Side.NAN) + self.count(Side.POSITIVE_INF) + self.count(Side.NEGATIVE_INF)
+
+    @property
+    def finite(self) -> int:
+        """Finite elements."""
+        return self.size - self.bad
+
+    @property
+    def first_bad(self) -> int | None:
+        """Flat position of the first NaN or infinity."""
+        where = float(self.sums[Side.FIRST_BAD])
+        return int(where) if math.isfinite(where) else None
+
+    @property
+    def mean(self) -> float:
+        """Mean; NaN when nothing is finite."""
+        return float(self.sums[Side.SUM]) / self.finite if self.finite else math.nan
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; NaN when nothing is finite."""
+        if not self.finite:
+            return math.nan
+        if self.min == self.max:
+            return 0.0
+        return math.sqrt(max(0.0, self.squares / self.finite - self.mean**2))
+
+    @property
+    def squares(self) -> float:
+        """Sum of squares."""
+        return float(self.sums[Side.SQUARES])
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return math.sqrt(self.squares)
+
+    @property
+    def min(self) -> float:
+        """Smallest finite element; infinity when there is none."""
+        return float(self.sums[Side.MIN])
+
+    @property
+    def max(self) -> float:
+        """Largest finite element; minus infinity when there is none."""
+        return float(self.sums[Side.MAX])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BothStats:
+    """Statistics of D = B - A, over the elements that are finite on both sides.
+
+    Parameters
+    ----------
+    size : int
+        Number of elements.
+    sums : ndarray of float64
+        Slots of `diffai_jupyter.scan.kernel.Both`.
+    """
+
+    size: int
+    sums: Vector
+
+    def count(self, slot: Both) -> int:
+        """Return a counted slot."""
+        return int(self.sums[slot])
+
+    @property
+    def finite(self) -> int:
+        """Elements that are finite on both sides."""
+        return self.count(Both.FINITE)
+
+    @property
+    def changed(self) -> int:
+        """Elements with another value in B; NaN equals NaN."""
+        return self.count(Both.CHANGED)
+
+    @property
+    def a_squares(self) -> float:
+        """Sum of squares of A."""
+        return float(self.sums[Both.A_SQUARES])
+
+    @property
+    def b_squares(self) -> float:
+        """Sum of squares of B."""
+        return float(self.sums[Both.B_SQUARES])
+
+    @property
+    def d_squares(self) -> float:
+        """Sum of squares of D."""
+        return float(self.sums[Both.D_SQUARES])
+
+    @property
+    def d_norm(self) -> float:
+        """Frobenius norm of D."""
+        return math.sqrt(self.d_squares)
+
+    @property
+    def relative_change(self) -> float:
+        """Frobenius norm of D over that of A: infinite when only A is zero, NaN when nothing is finite."""
+        if not self.finite and self.size:
+            return math.nan
+        if self.d_squares == 0:
+            return 0.0
+        return math.sqrt(self.d_squares / self.a_squares) if self.a_squares else math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity of A and B; NaN when one is zero. Exactly 1 when nothing changed."""
+        if self.d_squares == 0 and self.a_squares > 0:
+            return 1.0
+        scale = math.sqrt(self.a_squares) * math.sqrt(self.b_squares)
+        return float(self.sums[Both.PRODUCTS]) / scale if scale else math.nan
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute element of D."""
+        return float(self.sums[Both.D_LARGEST])
+
+    @property
+    def where_largest(self) -> int | None:
+        """Its flat position."""
+        where = float(self.sums[Both.D_WHERE])
+        return int(where) if math.isfinite(where) else None
+
+    @property
+    def d_variance(self) -> float:
+        """Sum of squared deviations of D from its mean."""
+        if not self.finite:
+            return 0.0
+        return max(0.0, self.d_squares - float(self.sums[Both.D_SUM]) ** 2 / self.finite)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Digest:
+    """What is kept of rows, columns and the sample once a tensor is closed.
+
+    Parameters
+    ----------
+    dead_rows, dead_cols : tuple of int
+        Rows and columns of zeros in A and in B. -1 where they were not counted.
+    new_dead_rows : int
+        Rows that are zero in B and not in A.
+    first_dead_rows : tuple of int
+        The first of them.
+    row_gap, sorted_row_gap : float
+        Largest relative difference of the row norms of A and B, in order and after sorting both.
+    col_gap, sorted_col_gap : float
+        The same for columns. NaN where they were not kept.
+    psi : float
+        Population stability index over 20 quantile bins of A; NaN for fewer than 2,000 elements.
+    edges : ndarray of float64, shape (65,), or None
+        Histogram bin edges, common to both sides.
+    counts_a, counts_b : ndarray of int64, shape (64,), or None
+        Sampled elements in each bin.
+    quantiles_a, quantiles_b : tuple of float
+        Minimum, 1, 5, 25, 50, 75, 95, 99 % and maximum of the sample.
+    sampled : int
+        Elements in the sample.
+    """
+
+    dead_rows: tuple[int, int] = (-1, -1)
+    dead_cols: tuple[int, int] = (-1, -1)
+    new_dead_rows: int = 0
+    first_dead_rows: tuple[int, ...] = ()
+    row_gap: float = math.nan
+    sorted_row_gap: float = math.nan
+    col_gap: float = math.nan
+    sorted_col_gap: float = math.nan
+    psi: float = math.nan
+    edges: NDArray[np.float64] | None = None
+    counts_a: NDArray[np.int64] | None = None
+    counts_b: NDArray[np.int64] | None = None
+    quantiles_a: tuple[float, ...] = ()
+    quantiles_b: tuple[float, ...] = ()
+    sampled: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorStats:
+    """The record of one tensor pair.
+
+    Parameters
+    ----------
+    a, b : SideStats, optional
+        The sides that have the tensor.
+    both : BothStats, optional
+        Given when values were compared.
+    digest : Digest
+        Rows, columns and distribution.
+    """
+
+    a: SideStats | None
+    b: SideStats | None
+    both: BothStats | None
+    digest: Digest

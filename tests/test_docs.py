@@ -1,0 +1,126 @@
+"""The README and the pages of docs against the code they speak of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.evidence import REASONS, Evidence
+from diffai_jupyter.report.request import known_flags
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+SET_UP = (
+    'python3 -m venv .venv && .venv/bin/pip install ".[lab]" && .venv/bin/diffai demo',
+    'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest',
+)
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the table under a heading, without its two head lines."""
+    part = re.split(rf"^#+ {heading}\n", page, flags=re.MULTILINE)[1].split("\n## ", 1)[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("command", SET_UP)
+def test_set_up_is_one_line_that_names_what_exists(command: str) -> None:
+    assert command in README.splitlines()
+    extra = re.search(r"\[(\w+)\]", command)
+    assert extra is not None
+    assert extra[1] in project()["project"]["optional-dependencies"]
+
+
+def test_the_command_and_its_demo_extra_are_installed_as_said() -> None:
+    assert project()["project"]["scripts"] == {"diffai": "diffai_jupyter.cli:main"}
+    lab = " ".join(project()["project"]["optional-dependencies"]["lab"])
+    assert all(package in lab for package in ("jupyterlab", "nbclient", "nbformat", "ipykernel"))
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r'grep -m 1 -F "(.+)" README.md', script)
+    assert pattern is not None
+    for extra, command in zip(("lab", "test"), SET_UP, strict=True):
+        wanted = pattern[1].replace('\\"', '"').replace("$1", extra)
+        assert next(line for line in README.splitlines() if wanted in line) == command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_example_is_what_the_command_prints() -> None:
+    found = re.search(r"```console\n\$ diffai (.+)\n([^`]+)```", README)
+    assert found is not None
+    done = subprocess.run(
+        [sys.executable, "-m", "diffai_jupyter", *shlex.split(found[1])],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.strip() == found[2].strip()
+
+
+def test_the_28_flags_are_listed_with_their_state() -> None:
+    listed = rows(README, "The 28 analyses")
+    built = [[f"`--{flag}`", analysis.summary, "built"] for flag, analysis in all_analyses().items()]
+    pending = [[f"`--{flag}`", summary, "pending"] for flag, (_, summary) in PENDING.items()]
+    assert sorted(listed) == sorted(built + pending)
+    assert len(listed) == 28
+
+
+def test_flags_in_code_exist() -> None:
+    code = "\n".join(re.findall(r"```(?:bash|python|console)\n(.+?)```", README, re.DOTALL))
+    used = set(re.findall(r"(?<=\s)--([a-z][a-z-]+)", code))
+    assert used
+    assert used <= set(known_flags())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+def test_the_evidence_words_are_those_of_the_code(page: str) -> None:
+    told = rows((ROOT / page).read_text(encoding="utf-8"), "How a value is known")
+    assert [row[0].strip("`") for row in told] == [word.value for word in Evidence]
+
+
+def test_the_reasons_are_those_of_the_code() -> None:
+    told = rows((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "Why a value is unknown")
+    assert told == [[f"`{r.code}`", r.sentence, r.remedy] for r in REASONS.values()]
+
+
+def test_the_rooms_are_those_of_the_import_contract() -> None:
+    layers = project()["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    street = page.split("```")[1]
+    assert " ".join(street.split()) == " > ".join(layers)
+    rooms = {room for layer in layers for room in layer.split(" | ")}
+    assert {row[0].strip("`") for row in rows(page, "Rooms")} == rooms
+
+
+def test_the_changelog_has_an_entry_for_this_version() -> None:
+    text = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8")
+    assert f"## [{project()['project']['version']}]" in text

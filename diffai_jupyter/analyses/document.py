@@ -6,7 +6,7 @@ from diffai_jupyter.contract.blocks import Mark, Matrix, Sentence
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Thresholds, analysis
 from diffai_jupyter.contract.report import Draft
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.evidence import Evidence, measured
+from diffai_jupyter.evidence import Evidence, derived, measured
 from diffai_jupyter.render.markdown import count_markdown
 
 MARKS = (Mark.HISTOGRAM.value, Mark.SCATTER.value, Mark.LINE.value, "heatmap", Mark.BAR.value)
@@ -86,7 +86,7 @@ def include_charts(draft: Draft, thresholds: Thresholds) -> Result:
     values = {
         "types": measured([mark for mark in MARKS if mark in drawn], "the charts drawn"),
         "data_points": measured(points, "the charts drawn"),
-        "complexity": measured(complexity, "points plotted"),
+        "complexity": derived(complexity, "the limits of 500 and 5,000 points"),
     }
     meaning = (
         Sentence("{n} charts with {points} points are drawn.", {"n": len(charts), "points": points})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,14 +61,14 @@ _ROLE_NAMES: Mapping[str, str] = {
     "k": "k_proj|key|k_lin|wk|to_k|SelfAttention.k",
     "v": "v_proj|value|v_lin|wv|to_v|SelfAttention.v",
     "o": "o_proj|attn.c_proj|attention.output.dense|attention.dense|self_attention.dense|out_proj|out_lin"
-    "|attention.wo|to_out.0|SelfAttention.o",
+    "|attention.wo|to_out.*|SelfAttention.o",
     "gate": "gate_proj|feed_forward.w1|mlp.w1",
     "up": "up_proj|feed_forward.w3|mlp.w3|fc1|mlp.c_fc|c_fc|intermediate.dense|dense_h_to_4h|ffn.lin1|wi_0|wi_1|wi",
     "down": "down_proj|feed_forward.w2|mlp.w2|fc2|mlp.c_proj|output.dense|dense_4h_to_h|ffn.lin2|DenseReluDense.wo",
 }
 """Role to the module names that have it; the first role that fits wins, so ``o`` stands before ``down``."""
 _ROLES = tuple(
-    (role, re.compile(rf"(?:^|\.)(?:{names.replace('.', chr(92) + '.')})$"))
+    (role, re.compile(rf"(?:^|\.)(?:{re.escape(names).replace(re.escape('|'), '|')})$"))
     for role, names in _ROLE_NAMES.items()
 )
 _BLOCKS = re.compile(
@@ -136,7 +137,7 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     parts = {}
     for name, tensor in checkpoint.tensors.items():
         bare = bare_name(name, common)
-        role = _role(bare, tensor, vocab if isinstance(vocab, int) else None)
+        role = _role(pattern_of(bare), _traits(tensor, vocab if isinstance(vocab, int) else None))
         parts[name] = Part(_canonical(bare, role), role, block_of(bare), name.rpartition(".")[0] or name)
     return Anatomy(_with_companions(parts, checkpoint.tensors))
 
@@ -193,36 +194,52 @@ def _common_prefix(names: tuple[str, ...]) -> str:
     return "" if rest.split(".")[0].isdigit() else first + "."
 
 
-def _role(bare: str, tensor: Tensor, vocab: int | None) -> str:
-    if _ADAPTER.search(bare):
-        return "adapter"
-    if _QUANT.search(bare):
-        return "quantized"
-    is_matrix = len(tensor.shape) >= 2
-    is_mask = bare.endswith("attn.bias") and len(tensor.shape) == 4
-    is_integral = tensor.dtype.kind in ("integer", "bool") and not tensor.dtype.opaque
-    if _BUFFER.search(bare) or is_mask or is_integral:
-        return "buffer"
-    if is_matrix and _POSITION.search(bare):
-        return "position"
-    if is_matrix and _EMBEDDING.search(bare):
-        return "embedding"
-    if _HEAD.search(bare):
-        return "head"
-    if is_matrix and len(tensor.shape) == 2 and vocab and tensor.shape[0] == vocab:
-        return "embedding"
-    if _NORM.search(bare) and (not is_matrix or tensor.size == max(tensor.shape)):
-        return "norm"
-    module = (
-        bare.rpartition(".")[0]
-        if bare.endswith((".weight", ".bias"))
-        else bare.removesuffix("_weight").removesuffix("_bias")
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What a role depends on beside the name."""
+
+    axes: int
+    is_integral: bool
+    is_vocabulary: bool
+    is_line: bool
+    is_grid: bool
+
+
+def _traits(tensor: Tensor, vocab: int | None) -> _Traits:
+    shape = tensor.shape
+    return _Traits(
+        axes=len(shape),
+        is_integral=tensor.dtype.kind in ("integer", "bool") and not tensor.dtype.opaque,
+        is_vocabulary=len(shape) == 2 and vocab is not None and shape[0] == vocab,
+        is_line=len(shape) < 2 or tensor.size == max(shape),
+        is_grid=len(shape) >= 2 and min(tensor.grid) > 1,
     )
-    for role, pattern in _ROLES:
-        if pattern.search(module):
+
+
+@functools.lru_cache(maxsize=4096)
+def _role(pattern: str, traits: _Traits) -> str:
+    """Return the role of a bare name whose numbers are stars: large models repeat few patterns."""
+    is_matrix = traits.axes >= 2
+    is_mask = pattern.endswith("attn.bias") and traits.axes == 4
+    rules = (
+        ("adapter", _ADAPTER.search(pattern)),
+        ("quantized", _QUANT.search(pattern)),
+        ("buffer", _BUFFER.search(pattern) or is_mask or traits.is_integral),
+        ("position", is_matrix and _POSITION.search(pattern)),
+        ("embedding", is_matrix and _EMBEDDING.search(pattern)),
+        ("head", _HEAD.search(pattern)),
+        ("embedding", traits.is_vocabulary),
+        ("norm", traits.is_line and _NORM.search(pattern)),
+    )
+    for role, holds in rules:
+        if holds:
             return role
-    if is_matrix and min(tensor.grid) > 1:
-        return "convolution" if len(tensor.shape) > 2 else "matrix"
+    module = re.sub(r"[._](?:weight|bias)$", "", pattern)
+    for role, names in _ROLES:
+        if names.search(module):
+            return role
+    if traits.is_grid:
+        return "convolution" if traits.axes > 2 else "matrix"
     return "vector"
 
 

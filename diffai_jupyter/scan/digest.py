@@ -15,6 +15,7 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 PSI_BINS = 20
 PSI_FLOOR = 1e-4
 PSI_LEAST = 2000
+HISTOGRAM_LEAST = 256
 _LISTED_ROWS = 8
 
 Sample = NDArray[Any]
@@ -72,6 +73,8 @@ def _gaps(squares: Vector) -> tuple[float, float]:
 
 
 def _sample_digest(sample_a: Sample | None, sample_b: Sample | None, changed: bool) -> dict[str, object]:
+    if max(len(s) for s in (sample_a, sample_b, ()) if s is not None) < HISTOGRAM_LEAST:
+        return {}
     sorted_a = _sorted_finite(sample_a)
     sorted_b = (
         sorted_a
@@ -108,7 +111,7 @@ def _bin_edges(low: float, high: float) -> Vector:
     if low == high:
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
-    edges = low + (high / BINS - low / BINS) * np.arange(BINS + 1)
+    edges: Vector = low + (high / BINS - low / BINS) * np.arange(BINS + 1, dtype=np.float64)
     edges[-1] = high
     return edges
 

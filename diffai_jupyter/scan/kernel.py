@@ -73,6 +73,25 @@ class Edges:
     cols: Vector
 
 
+class Workspace:
+    """Room for the float64 arrays of one tile, used again for the next: fresh pages cost as much as the sums.
+
+    Parameters
+    ----------
+    size : int
+        Elements of the largest tile.
+    """
+
+    _ARRAYS = 7
+
+    def __init__(self, size: int) -> None:
+        self._room = np.empty((self._ARRAYS, size))
+
+    def array(self, which: int, shape: tuple[int, ...]) -> Vector:
+        """Return array number `which` in the shape of the tile at hand."""
+        return self._room[which, : math.prod(shape)].reshape(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class TileSums:
     """The vectors of one tile."""
@@ -140,7 +159,7 @@ class _Wide:
     sums: Vector
 
 
-def side_sums(tile: Array, dtype: Dtype, start: int, n_cols: int) -> _Wide:
+def side_sums(tile: Array, dtype: Dtype, start: int, n_cols: int, room: Workspace, which: int = 0) -> _Wide:
     """Sum one side of a tile.
 
     Parameters
@@ -153,11 +172,16 @@ def side_sums(tile: Array, dtype: Dtype, start: int, n_cols: int) -> _Wide:
         Flat position of the first element of the tile.
     n_cols : int
         Columns of the whole grid, to turn a place in the tile into a flat position.
+    room : Workspace
+        Where the arrays go.
+    which : int
+        0 for A, 1 for B.
     """
     sums = empty_side()
     real = np.abs(tile) if tile.dtype.kind == "c" else tile
     low, high = float(real.min()), float(real.max())
-    wide = real.astype(np.float64)
+    wide = room.array(2 * which, real.shape)
+    np.copyto(wide, real)
     finite: NDArray[np.bool_] | None = None
     if not (math.isfinite(low) and math.isfinite(high)):
         finite = np.isfinite(wide)
@@ -168,8 +192,8 @@ def side_sums(tile: Array, dtype: Dtype, start: int, n_cols: int) -> _Wide:
         sums[Side.FIRST_BAD] = start + row * n_cols + col
         low = float(np.min(wide, initial=math.inf, where=finite))
         high = float(np.max(wide, initial=-math.inf, where=finite))
-        wide = np.where(finite, wide, 0.0)
-    squares = wide * wide
+        wide[~finite] = 0.0
+    squares = np.multiply(wide, wide, out=room.array(2 * which + 1, wide.shape))
     row_squares = squares.sum(axis=1)
     sums[Side.SUM] = wide.sum()
     sums[Side.SQUARES] = row_squares.sum()
@@ -206,6 +230,7 @@ def tile_sums(
     n_cols: int,
     edges: Edges | None,
     place: tuple[slice, slice],
+    room: Workspace,
 ) -> TileSums:
     """Sum one tile of a pair.
 
@@ -225,18 +250,20 @@ def tile_sums(
         Row and column sums of the slab, added to in place.
     place : tuple of slice
         Rows and columns of the tile inside `edges`.
+    room : Workspace
+        Where the arrays of the tile go.
     """
-    wide_a = None if a is None or dtypes[0] is None else side_sums(a, dtypes[0], start, n_cols)
+    wide_a = None if a is None or dtypes[0] is None else side_sums(a, dtypes[0], start, n_cols, room, 0)
     wide_b = wide_a
     if not same_bits:
-        wide_b = None if b is None or dtypes[1] is None else side_sums(b, dtypes[1], start, n_cols)
+        wide_b = None if b is None or dtypes[1] is None else side_sums(b, dtypes[1], start, n_cols, room, 1)
     both: Vector | None = None
     squares: Vector | None = None
     if wide_a is not None and wide_b is not None and a is not None and b is not None:
         if same_bits:
             both = _equal_sums(wide_a)
         else:
-            both, squares = _pair_sums(a, b, wide_a, wide_b, dtypes, epsilon, start, n_cols)
+            both, squares = _pair_sums(a, b, wide_a, wide_b, dtypes, epsilon, start, n_cols, room)
     if edges is not None:
         for i, wide in enumerate((wide_a, wide_b)):
             if wide is not None:
@@ -267,6 +294,7 @@ def _pair_sums(
     epsilon: float,
     start: int,
     n_cols: int,
+    room: Workspace,
 ) -> tuple[Vector, Vector]:
     """Return the sums of the pair and the squares of D."""
     sums = empty_both()
@@ -283,10 +311,10 @@ def _pair_sums(
         delta = np.abs(raw if finite is None else np.where(finite, raw, 0.0))
         products = float(np.where(np.isfinite(raw), (np.conj(a) * b).real, 0.0).sum())
     else:
-        delta = values_b - values_a
+        delta = np.subtract(values_b, values_a, out=room.array(4, values_a.shape))
         products = float(np.einsum("ij,ij->", values_a, values_b, optimize=False))
-    absolute = np.abs(delta)
-    squares = delta * delta
+    absolute = np.abs(delta, out=room.array(5, delta.shape))
+    squares = np.multiply(delta, delta, out=room.array(6, delta.shape))
     sums[Both.FINITE] = delta.size if finite is None else np.count_nonzero(finite)
     if finite is None:
         sums[Both.A_SQUARES], sums[Both.B_SQUARES] = wide_a.sums[Side.SQUARES], wide_b.sums[Side.SQUARES]

@@ -115,7 +115,10 @@ def pair_checkpoints(
             left_out.append((entry.shown_name, refusal))
         else:
             tensors.append(entry)
-    return Pair(a, b, tuple(tensors), run or Run(), epsilon, tuple(left_out))
+    pair = Pair(a, b, tuple(tensors), run or Run(), epsilon, tuple(left_out))
+    # Known already: naming a hundred thousand tensors takes a second.
+    pair.anatomy_a, pair.anatomy_b = matching.anatomy_a, matching.anatomy_b
+    return pair
 
 
 def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -12,11 +12,11 @@ from diffai_jupyter.checkpoint.dtypes import Array, Dtype
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.scan.digest import digest_of
-from diffai_jupyter.scan.kernel import Edges, TileSums, Vector, merge_both, merge_sides, tile_sums
+from diffai_jupyter.scan.kernel import Edges, TileSums, Vector, Workspace, merge_both, merge_sides, tile_sums
 from diffai_jupyter.scan.pair import Pair, PairedTensor
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.stats import BothStats, Digest, SideStats, TensorStats
-from diffai_jupyter.scan.tiles import Block, Tiling
+from diffai_jupyter.scan.tiles import TILE_ELEMENTS, Block, Tiling
 
 UNIT_BYTES = 64 << 20
 UNIT_TENSORS = 256
@@ -153,20 +153,21 @@ def _computed(
 def scan_unit(unit: Sequence[Task], epsilon: float, block_tiles: int) -> list[TensorStats | SlabSums]:
     """Scan the tasks of one unit; a worker of any executor runs this."""
     answers: list[TensorStats | SlabSums] = []
+    room = Workspace(TILE_ELEMENTS)
     for task in unit:
-        slab = scan_slab(task, epsilon, block_tiles)
+        slab = scan_slab(task, epsilon, block_tiles, room)
         answers.append(_finish(task, [slab]) if task.slabs == 1 else slab)
     return answers
 
 
-def scan_slab(task: Task, epsilon: float, block_tiles: int) -> SlabSums:
+def scan_slab(task: Task, epsilon: float, block_tiles: int, room: Workspace) -> SlabSums:
     """Read one slab and sum it."""
     one = task.a or task.b
     if one is None:
         msg = "a task needs a tensor"
         raise ValueError(msg)
     tiling = Tiling(*one.grid)
-    gather = _Gathering(task, tiling, epsilon)
+    gather = _Gathering(task, tiling, epsilon, room)
     try:
         for block in tiling.blocks(task.slab, block_tiles) if tiling.slabs else ():
             gather.add(block)
@@ -179,8 +180,8 @@ def scan_slab(task: Task, epsilon: float, block_tiles: int) -> SlabSums:
 class _Gathering:
     """Sums and sample of one slab while it is read."""
 
-    def __init__(self, task: Task, tiling: Tiling, epsilon: float) -> None:
-        self._task, self._tiling, self._epsilon = task, tiling, epsilon
+    def __init__(self, task: Task, tiling: Tiling, epsilon: float, room: Workspace) -> None:
+        self._task, self._tiling, self._epsilon, self._room = task, tiling, epsilon, room
         self._dtypes: tuple[Dtype | None, Dtype | None] = (
             task.a.dtype if task.a is not None else None,
             task.b.dtype if task.b is not None else None,
@@ -231,7 +232,16 @@ class _Gathering:
         start = rows[0] * self._tiling.cols + cols[0]
         place = (slice(rows[0] - self._top, rows[1] - self._top), slice(*cols))
         sums = tile_sums(
-            tile_a, tile_b, self._dtypes, same, self._epsilon, start, self._tiling.cols, self._edges, place
+            tile_a,
+            tile_b,
+            self._dtypes,
+            same,
+            self._epsilon,
+            start,
+            self._tiling.cols,
+            self._edges,
+            place,
+            self._room,
         )
         self._tiles.append(sums)
         first, last = np.searchsorted(

@@ -35,7 +35,7 @@ class SideStats:
     @property
     def bad(self) -> int:
         """NaN and infinite elements."""
-        return self.count(Side.NAN) + self.count(Side.POSITIVE_INF) + self.count(Side.NEGATIVE_INF)
+        return int(self.sums[Side.NAN : Side.NEGATIVE_INF + 1].sum())
 
     @property
     def finite(self) -> int:
@@ -187,7 +187,7 @@ class Digest:
     psi : float
         Population stability index over 20 quantile bins of A; NaN for fewer than 2,000 elements.
     edges : ndarray of float64, shape (65,), or None
-        Histogram bin edges, common to both sides.
+        Histogram bin edges, common to both sides; None below 256 sampled elements.
     counts_a, counts_b : ndarray of int64, shape (64,), or None
         Sampled elements in each bin.
     quantiles_a, quantiles_b : tuple of float

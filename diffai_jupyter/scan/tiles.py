@@ -9,7 +9,7 @@ give the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffai_jupyter.checkpoint.tensor import Span
 
@@ -18,7 +18,7 @@ SLAB_TILES = 512
 BLOCK_TILES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tiling:
     """The tiles of one grid, numbered row by row.
 
@@ -26,40 +26,39 @@ class Tiling:
     ----------
     rows, cols : int
         The grid.
+
+    Attributes
+    ----------
+    height, width : int
+        Size of a full tile; one of a narrow grid holds whole rows.
+    across : int
+        Tiles side by side.
+    count : int
+        Number of tiles.
+    slab_tiles : int
+        Tiles of a slab: whole rows, unless a single row is longer.
+    slabs : int
+        Number of slabs; an empty grid has none.
     """
 
     rows: int
     cols: int
+    height: int = field(init=False)
+    width: int = field(init=False)
+    across: int = field(init=False)
+    count: int = field(init=False)
+    slab_tiles: int = field(init=False)
+    slabs: int = field(init=False)
 
-    @property
-    def height(self) -> int:
-        """Rows of a tile."""
-        return max(1, TILE_ELEMENTS // self.cols) if self.cols else max(1, self.rows)
-
-    @property
-    def width(self) -> int:
-        """Columns of a tile; a tile of a narrower grid holds whole rows."""
-        return min(self.cols, TILE_ELEMENTS)
-
-    @property
-    def across(self) -> int:
-        """Tiles side by side."""
-        return -(-self.cols // self.width) if self.width else 0
-
-    @property
-    def count(self) -> int:
-        """Number of tiles."""
-        return self.across * -(-self.rows // self.height)
-
-    @property
-    def slab_tiles(self) -> int:
-        """Tiles of a slab: whole rows, unless a single row is longer."""
-        return SLAB_TILES // self.across * self.across or SLAB_TILES
-
-    @property
-    def slabs(self) -> int:
-        """Number of slabs; an empty grid has none."""
-        return -(-self.count // self.slab_tiles) if self.count else 0
+    def __post_init__(self) -> None:
+        width = min(self.cols, TILE_ELEMENTS)
+        height = max(1, TILE_ELEMENTS // self.cols) if self.cols else 1
+        across = -(-self.cols // width) if width else 0
+        count = across * -(-self.rows // height)
+        slab_tiles = SLAB_TILES // across * across if 0 < across <= SLAB_TILES else SLAB_TILES
+        found = {"height": height, "width": width, "across": across, "count": count, "slab_tiles": slab_tiles}
+        for key, value in {**found, "slabs": -(-count // slab_tiles)}.items():
+            object.__setattr__(self, key, value)
 
     def blocks(self, slab: int, block_tiles: int = BLOCK_TILES) -> Iterator[Block]:
         """Yield the pieces in which a slab is read: whole tiles, side by side or one below the other."""

@@ -7,8 +7,7 @@
     │   └── FormatError        its bytes break the rules of their format
     ├── ArgumentError          a flag, a name or a value that was typed is wrong
     │   └── SettingError       a setting is unknown or out of its range
-    ├── MissingPackageError    an optional package is needed for what was asked
-    └── GateFailedError        a ``--fail-on`` condition holds (exit code 3)
+    └── MissingPackageError    an optional package is needed for what was asked
 
 Every message is one sentence or two: what was given, what was expected, what to do.
 """
@@ -72,9 +71,3 @@ class MissingPackageError(DiffaiError):
     def __init__(self, feature: str, package: str, extra: str) -> None:
         self.feature, self.package, self.extra = feature, package, extra
         super().__init__(f"{feature} needs {package}: pip install 'diffai-jupyter[{extra}]'")
-
-
-class GateFailedError(DiffaiError):
-    """A gate that the user set has failed."""
-
-    exit_code = 3

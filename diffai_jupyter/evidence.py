@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -52,7 +52,7 @@ REASONS: Mapping[str, Reason] = {
         Reason(
             "NEEDS_LOSS",
             "No loss or metric was found; two weight files do not say whether the model got better.",
-            "Give --history FILE or --metrics-a/--metrics-b, or put trainer_state.json beside the weights.",
+            "Put trainer_state.json or eval_results.json beside the weights.",
         ),
         Reason("NEEDS_OPTIM", "Gradients are not stored in weights.", "Put optimizer.pt beside the weights."),
         Reason(
@@ -60,9 +60,17 @@ REASONS: Mapping[str, Reason] = {
             "No optimizer, scheduler or log with a learning rate was found.",
             "Put optimizer.pt, scheduler.pt or trainer_state.json beside the weights.",
         ),
-        Reason("NEEDS_STEPS", "The number of training steps is not known.", "Give --steps N."),
-        Reason("NEEDS_CONFIG", "The weights alone do not say this.", "Put config.json beside the weights."),
-        Reason("NEEDS_BASE", "An adapter alone has no base weights to relate to.", "Give --base PATH."),
+        Reason(
+            "NEEDS_STEPS",
+            "The number of training steps is not known.",
+            "Put trainer_state.json beside the weights.",
+        ),
+        Reason(
+            "NEEDS_CONFIG",
+            "Neither the weights nor a config.json beside them say this.",
+            "Put a config.json that does beside the weights.",
+        ),
+        Reason("NEEDS_BASE", "An adapter alone has no base weights to relate to."),
         Reason("NO_TARGET", "There is no such layer in these checkpoints."),
         Reason("NO_COMMON", "No tensor of A has a partner in B."),
         Reason("SHAPE_MISMATCH", "The shapes differ."),
@@ -73,7 +81,7 @@ REASONS: Mapping[str, Reason] = {
         Reason("CONFOUNDED", "More than one thing differs, so the effect cannot be attributed."),
         Reason("ALL_NONFINITE", "No finite value is left to compare."),
         Reason("ZERO_REFERENCE", "A is all zeros, so a ratio to it has no meaning."),
-        Reason("TIME_BUDGET", "The time budget ended first.", "Raise --time-budget or leave it out."),
+        Reason("TIME_BUDGET", "The time budget ended first."),
         Reason("INTERRUPTED", "The run was interrupted."),
         Reason("NOT_READ", "Only headers were read.", "Ask for an analysis that reads values, or for none."),
         Reason("NOT_BUILT", "This part of the tool is not built yet."),
@@ -151,12 +159,6 @@ class Value:
         """Whether there is a value."""
         return self.evidence is not Evidence.UNKNOWN
 
-    def weakened_to(self, evidence: Evidence, source: str = "") -> Value:
-        """Return the same value with evidence no stronger than `evidence`."""
-        if evidence.rank <= self.evidence.rank:
-            return self
-        return replace(self, evidence=evidence, source=source or self.source)
-
 
 def measured(value: object, source: str = "", interval: tuple[float, float] | None = None) -> Value:
     """Return a value computed from the bytes of the tensors."""
@@ -221,12 +223,6 @@ def ladder(*rungs: Callable[[], Value]) -> Value:
     return unknown(first.reason, detail)
 
 
-def weakest(values: Mapping[str, Value] | tuple[Value, ...]) -> Evidence:
-    """Return the weakest evidence among `values`; measured when there are none."""
-    items = values.values() if isinstance(values, Mapping) else values
-    return max((value.evidence for value in items), key=lambda word: word.rank, default=Evidence.MEASURED)
-
-
 def _finite_or_unknown(value: Value) -> Value:
     """Turn a NaN result into an unknown: a NaN is no number to print."""
     if isinstance(value.value, float) and math.isnan(value.value):
@@ -246,5 +242,4 @@ __all__ = [
     "measured",
     "reported",
     "unknown",
-    "weakest",
 ]

@@ -82,7 +82,7 @@ ORDERS = ("rel", "abs", "energy", "max", "frac", "role_z")
 OPTIONS: Mapping[str, Option] = {
     option.key: option
     for option in (
-        Option("top", 12, Kind.INTEGER, "Show at most N tensor lines.", low=1, high=1000),
+        Option("top", 10, Kind.INTEGER, "Show at most N tensor lines.", low=1, high=1000),
         Option("sort_by", "rel", Kind.CHOICE, "Order the tensors by this measure of change.", ORDERS),
         Option("path", None, Kind.TEXT, "Only tensors whose name begins with or contains TEXT."),
         Option("ignore_keys_regex", None, Kind.PATTERN, "Leave out tensors whose name matches REGEX."),

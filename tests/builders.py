@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of, round_to
+from diffai_jupyter.checkpoint.dtypes import DTYPES, Dtype, dtype_of, round_to
 from diffai_jupyter.checkpoint.model import Checkpoint
-from diffai_jupyter.checkpoint.tensor import ArrayTensor
+from diffai_jupyter.checkpoint.tensor import ArrayTensor, Tensor
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
 from diffai_jupyter.scan.run import Run
@@ -54,7 +56,11 @@ def write_safetensors(
     offset, payload = 0, []
     for name, (dtype, codes) in tensors.items():
         raw = np.ascontiguousarray(codes).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(codes.shape), "data_offsets": [offset, offset + len(raw)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(codes.shape),
+            "data_offsets": [offset, offset + len(raw)],
+        }
         payload.append(raw)
         offset += len(raw)
     text = json.dumps(header).encode()
@@ -63,7 +69,9 @@ def write_safetensors(
     return path
 
 
-def transformer(seed: int = 0, layers: int = 3, hidden: int = 64, inner: int = 160, vocab: int = 96) -> dict[str, np.ndarray]:
+def transformer(
+    seed: int = 0, layers: int = 3, hidden: int = 64, inner: int = 160, vocab: int = 96
+) -> dict[str, np.ndarray]:
     """Return a small LLaMA-like state dict with values that bf16 holds exactly."""
     draw = np.random.default_rng(seed)
 
@@ -71,7 +79,10 @@ def transformer(seed: int = 0, layers: int = 3, hidden: int = 64, inner: int = 1
         values = draw.normal(0, cols**-0.5, (rows, cols))
         return round_to(DTYPES["bf16"], values).astype(np.float32)
 
-    state = {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": np.ones(hidden, np.float32)}
+    state = {
+        "model.embed_tokens.weight": matrix(vocab, hidden),
+        "model.norm.weight": np.ones(hidden, np.float32),
+    }
     for i in range(layers):
         prefix = f"model.layers.{i}."
         for name in ("q", "k", "v", "o"):
@@ -83,3 +94,27 @@ def transformer(seed: int = 0, layers: int = 3, hidden: int = 64, inner: int = 1
         state[f"{prefix}post_attention_layernorm.weight"] = np.ones(hidden, np.float32)
     state["lm_head.weight"] = matrix(vocab, hidden)
     return state
+
+
+@dataclass(frozen=True)
+class HeaderOnly(Tensor):
+    """A tensor that has a header and no values: reading it is an error."""
+
+    shape: tuple[int, ...]
+    dtype: Dtype
+    parts: tuple[str, ...]
+    nbytes: int
+
+    def codes(self, rows: tuple[int, int], cols: tuple[int, int]) -> Any:
+        msg = f"{self.parts[0]} was read, and headers should do"
+        raise AssertionError(msg)
+
+
+def headers_of(shapes: Mapping[str, tuple[int, ...]], dtype: str = "f32", **said: Any) -> Checkpoint:
+    """Return a checkpoint of {name: shape} whose tensors must not be read."""
+    kind = DTYPES[dtype]
+    tensors = {
+        name: HeaderOnly(shape, kind, (name,), kind.nbytes(math.prod(shape)))
+        for name, shape in sorted(shapes.items())
+    }
+    return Checkpoint("headers", "headers", tensors, **said)

@@ -12,6 +12,23 @@ from builders import to_codes, write_safetensors
 
 from diffai_jupyter.checkpoint.dtypes import dtype_of
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --rewrite: files that tests compare with what the code writes are written again."""
+    parser.addoption("--rewrite", action="store_true", help="write golden files and documentation again")
+
+
+@pytest.fixture
+def assert_written(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
+    """Return a function that compares a file with what it should hold, or writes it under --rewrite."""
+
+    def check(path: Path, wanted: str) -> None:
+        if request.config.getoption("--rewrite"):
+            path.write_text(wanted, encoding="utf-8", newline="\n")
+        assert path.read_text(encoding="utf-8") == wanted
+
+    return check
+
+
 Save = Callable[..., Path]
 
 

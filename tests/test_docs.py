@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,24 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+AssertWritten = Callable[[Path, str], None]
+
+
 def rows(page: str, heading: str) -> list[list[str]]:
     """Return the cells of the table under a heading, without its two head lines."""
     part = re.split(rf"^#+ {heading}\n", page, flags=re.MULTILINE)[1].split("\n## ", 1)[0]
     lines = [line for line in part.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def with_rows(page: Path, heading: str, cells: list[list[str]]) -> str:
+    """Return a page with other rows in the table under a heading."""
+    text = page.read_text(encoding="utf-8")
+    start = text.index("|---", text.index(f"# {heading}\n"))
+    start = text.index("\n", start) + 1
+    stop = re.compile(r"^(?!\|)", re.MULTILINE).search(text, start)
+    assert stop is not None
+    return text[:start] + "".join(f"| {' | '.join(row)} |\n" for row in cells) + text[stop.start() :]
 
 
 @pytest.mark.parametrize("command", SET_UP)
@@ -71,8 +85,8 @@ def test_relative_links_lead_somewhere(page: str) -> None:
         assert (path.parent / target).exists(), target
 
 
-def test_the_example_is_what_the_command_prints() -> None:
-    found = re.search(r"```console\n\$ diffai (.+)\n([^`]+)```", README)
+def test_the_example_is_what_the_command_prints(assert_written: AssertWritten) -> None:
+    found = re.search(r"```console\n\$ diffai (.+)\n([^`]*)```", README)
     assert found is not None
     done = subprocess.run(
         [sys.executable, "-m", "diffai_jupyter", *shlex.split(found[1])],
@@ -83,15 +97,15 @@ def test_the_example_is_what_the_command_prints() -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert done.stdout.strip() == found[2].strip()
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert_written(ROOT / "README.md", page.replace(found[2], done.stdout.strip() + "\n"))
 
 
-def test_the_28_flags_are_listed_with_their_state() -> None:
-    listed = rows(README, "The 28 analyses")
+def test_the_28_flags_are_listed_with_their_state(assert_written: AssertWritten) -> None:
     built = [[f"`--{flag}`", analysis.summary, "built"] for flag, analysis in all_analyses().items()]
     pending = [[f"`--{flag}`", summary, "pending"] for flag, (_, summary) in PENDING.items()]
-    assert sorted(listed) == sorted(built + pending)
-    assert len(listed) == 28
+    assert len(built + pending) == 28
+    assert_written(ROOT / "README.md", with_rows(ROOT / "README.md", "The 28 analyses", sorted(built + pending)))
 
 
 def test_flags_in_code_exist() -> None:
@@ -107,9 +121,10 @@ def test_the_evidence_words_are_those_of_the_code(page: str) -> None:
     assert [row[0].strip("`") for row in told] == [word.value for word in Evidence]
 
 
-def test_the_reasons_are_those_of_the_code() -> None:
-    told = rows((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "Why a value is unknown")
-    assert told == [[f"`{r.code}`", r.sentence, r.remedy] for r in REASONS.values()]
+def test_the_reasons_are_those_of_the_code(assert_written: AssertWritten) -> None:
+    page = ROOT / "docs" / "evidence.md"
+    reasons = [[f"`{r.code}`", r.sentence, r.remedy] for r in REASONS.values()]
+    assert_written(page, with_rows(page, "Why a value is unknown", reasons))
 
 
 def test_the_rooms_are_those_of_the_import_contract() -> None:

@@ -19,7 +19,7 @@ COMMITTED = NOTEBOOKS / "quickstart.ipynb"
 
 
 @pytest.fixture(scope="module")
-def rerun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def rerun(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copytree(NOTEBOOKS / "checkpoints", folder / "checkpoints")
     done = subprocess.run(
@@ -31,6 +31,8 @@ def rerun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    if pytestconfig.getoption("--rewrite"):
+        shutil.copyfile(folder / "quickstart.ipynb", COMMITTED)
     return notebook(folder / "quickstart.ipynb")
 
 

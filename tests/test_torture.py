@@ -71,7 +71,9 @@ def test_differences_of_half_precision_are_exact(save, base, dtype):
         a, b = decoded(dtype, base[name]), decoded(dtype, changed[name])
         numbers = by_name[name].numbers
         assert numbers["changed"] == np.count_nonzero(a != b)
-        assert numbers["relative_change"] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-12)
+        assert numbers["relative_change"] == pytest.approx(
+            np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-12
+        )
         assert numbers["max_abs_delta"] == np.abs(b - a).max()
         assert numbers["mean_b"] == pytest.approx(b.mean(), rel=1e-9, abs=1e-15)
         assert numbers["std_b"] == pytest.approx(b.std(), rel=1e-9, abs=1e-12)
@@ -81,7 +83,9 @@ def test_one_nan_is_found_and_located(save, base):
     changed = with_lora(base)
     changed[UP] = changed[UP].copy()
     changed[UP][17, 5] = np.nan
-    found = compare(save("a", base, "bf16"), save("b", changed, "bf16"), anomaly_detection=True, change_summary=True)
+    found = compare(
+        save("a", base, "bf16"), save("b", changed, "bf16"), anomaly_detection=True, change_summary=True
+    )
     result = found["anomaly_detection"]
     assert result.badge == "CRITICAL"
     assert {key: value.value for key, value in result.values.items()} == {
@@ -114,7 +118,9 @@ def test_prefix_is_a_rename(save, base, prefix):
 
 def test_other_family_names_are_a_rename(save, base):
     renamed = {
-        name.replace("model.layers", "transformer.h").replace("self_attn", "attn").replace("model.", "transformer."): value
+        name.replace("model.layers", "transformer.h")
+        .replace("self_attn", "attn")
+        .replace("model.", "transformer."): value
         for name, value in base.items()
     }
     found = compare(save("a", base), save("b", renamed))
@@ -158,7 +164,13 @@ def test_nan_in_the_new_rows_is_found(save, base):
 
 @pytest.mark.parametrize(
     ("first", "second", "exact"),
-    [("bf16", "f32", True), ("f32", "bf16", True), ("bf16", "f64", True), ("f16", "f32", False), ("f32", "f16", False)],
+    [
+        ("bf16", "f32", True),
+        ("f32", "bf16", True),
+        ("bf16", "f64", True),
+        ("f16", "f32", False),
+        ("f32", "f16", False),
+    ],
 )
 def test_copy_in_another_dtype_is_a_pure_cast(save, base, first, second, exact):
     values = base if exact else {name: value * np.float32(1.2345) for name, value in base.items()}
@@ -203,7 +215,9 @@ def test_hundred_zeroed_neurons_are_found_as_dead(save, base):
     dead = dict(base)
     dead[UP] = base[UP].copy()
     dead[UP][:100] = 0
-    found = compare(save("a", base, "bf16"), save("b", dead, "bf16"), change_summary=True, anomaly_detection=True)
+    found = compare(
+        save("a", base, "bf16"), save("b", dead, "bf16"), change_summary=True, anomaly_detection=True
+    )
     assert kind(found) == "pruned"
     row = next(row for row in found.report.tensors if row.name == UP)
     assert row.numbers["new_zero_rows"] == 100
@@ -233,7 +247,9 @@ def test_permutation_that_is_not_undone_changes_the_function(save, base):
 
 def test_noise_is_no_permutation_and_not_low_rank(save, base):
     draw = np.random.default_rng(0)
-    noisy = {name: (value + draw.normal(0, 0.01, value.shape)).astype(np.float32) for name, value in base.items()}
+    noisy = {
+        name: (value + draw.normal(0, 0.01, value.shape)).astype(np.float32) for name, value in base.items()
+    }
     found = compare(save("a", base), save("b", noisy), change_summary=True)
     assert kind(found) == "full"
 
@@ -254,9 +270,14 @@ def test_scaled_head_only_buffers_and_norms(save, base):
     scaled = {**base, "lm_head.weight": base["lm_head.weight"] * 2}
     assert kind(compare(save("a", base), save("b", scaled))) == "scaled"
     draw = np.random.default_rng(0)
-    head = {**base, "lm_head.weight": (base["lm_head.weight"] + draw.normal(0, 0.1, (96, 64))).astype(np.float32)}
+    head = {
+        **base,
+        "lm_head.weight": (base["lm_head.weight"] + draw.normal(0, 0.1, (96, 64))).astype(np.float32),
+    }
     assert kind(compare(save("a", base), save("c", head))) == "head only"
-    norms = {n: v + draw.normal(0, 0.1, v.shape).astype(np.float32) if "norm" in n else v for n, v in base.items()}
+    norms = {
+        n: v + draw.normal(0, 0.1, v.shape).astype(np.float32) if "norm" in n else v for n, v in base.items()
+    }
     assert kind(compare(save("a", base), save("d", norms))) == "norm and bias only"
     buffered = {**base, "model.layers.0.attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     other = {**buffered, "model.layers.0.attn.rotary_emb.inv_freq": np.full(4, 2, np.float32)}
@@ -292,9 +313,34 @@ def test_resharded_folder_is_equal(tmp_path, base):
 
 def test_nothing_in_common_is_a_report(save):
     resnet = {"conv1.weight": np.ones((8, 3, 3, 3), np.float32), "fc.weight": np.ones((10, 8), np.float32)}
-    found = compare(save("a", resnet), save("b", transformer()), architecture_comparison=True, change_summary=True)
+    found = compare(
+        save("a", resnet), save("b", transformer()), architecture_comparison=True, change_summary=True
+    )
     assert kind(found) == "nothing in common"
     assert found.exit_code == 1
     values = found["architecture_comparison"].values
     assert (values["type1"].value, values["type2"].value) == ("cnn", "transformer")
     assert found["change_summary"].values["magnitude"].reason == "NO_COMMON"
+
+
+def test_arbitrary_new_names_are_a_rename(save, base):
+    draw = np.random.default_rng(5)
+    names = [f"tensor_{i}" for i in draw.permutation(len(base))]
+    found = compare(save("a", base), save("b", dict(zip(names, base.values(), strict=True))))
+    assert (kind(found), found.exit_code) == ("renamed", 0)
+    assert {row.rule for row in found.report.tensors} == {"same bytes under another name"}
+
+
+def test_new_names_with_new_values_stay_added_and_removed(save, base):
+    other = {f"tensor_{i}": value * np.float32(1.5) for i, value in enumerate(base.values())}
+    found = compare(save("a", base), save("b", other))
+    assert kind(found) == "nothing in common"
+    assert len(rows(found, "added")) == len(rows(found, "removed")) == len(base)
+
+
+def test_single_nan_is_not_called_training(save, base):
+    damaged = {**base, UP: base[UP].copy()}
+    damaged[UP][17, 5] = np.nan
+    found = compare(save("a", base), save("b", damaged))
+    assert kind(found) == "NaN or infinity only"
+    assert "1 in 1 tensor; every other value is equal" in words(found)

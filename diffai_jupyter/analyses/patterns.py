@@ -78,7 +78,10 @@ def patterns(pair: Pair, dominant: float) -> tuple[Pattern, ...]:
             ("pruned", _pruned(moved)),
             ("scaled", _count([c for c in moved if scale_of(c) is not None], "are a multiple of A")),
             ("permuted", _permuted(pair, moved)),
-            ("vocabulary resized", ", ".join(f"{rows:+d} rows" for rows in grown_rows(pair).values())),
+            (
+                "vocabulary resized",
+                ", ".join(f"{rows:+d} rows" for rows in grown_rows(pair.tensors).values()),
+            ),
             ("layers inserted", _depth(pair)),
             ("attention-dominant", _share(trained, ATTENTION, dominant)),
             ("feed-forward-dominant", _share(trained, FEED_FORWARD, dominant)),

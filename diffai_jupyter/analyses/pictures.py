@@ -168,7 +168,7 @@ def distributions(pair: Pair) -> tuple[Series, ...]:
 def change_against_size(pair: Pair) -> Series | None:
     """Draw the relative change of every changed tensor against its size."""
     points = [
-        (math.log10(change.both.size), math.log10(change.relative_change), change)
+        (float(change.both.size), change.relative_change, change)
         for change in changes(pair)
         if change.both is not None
         and change.status is Status.CHANGED
@@ -182,12 +182,13 @@ def change_against_size(pair: Pair) -> Series | None:
         "Change and size",
         Mark.SCATTER,
         (Curve("tensors", tuple(x for x, _, _ in points), tuple(y for _, y, _ in points)),),
-        "log10 of the number of elements",
-        "log10 of the relative change",
+        "number of elements",
+        "relative change ‖B−A‖ / ‖A‖",
         Sentence(
             "{count} changed tensors; the largest relative change is {name} ({change:.2%}).",
             {"count": len(points), "name": Name(most.tensor.shown_name), "change": most.relative_change},
         ),
+        is_log=True,
     )
 
 

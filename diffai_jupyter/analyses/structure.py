@@ -10,13 +10,21 @@ from diffai_jupyter.contract.blocks import Align, Block, Chart, Column, Sentence
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Finding, Result
 from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, ladder, measured, unknown
-from diffai_jupyter.facts.architecture import Difference, Structure, differences, structure_a, structure_b
+from diffai_jupyter.facts.architecture import (
+    ATTENTION,
+    Difference,
+    Structure,
+    differences,
+    structure_a,
+    structure_b,
+)
 from diffai_jupyter.facts.changes import Status, displacement, layers
 from diffai_jupyter.facts.ranking import ranked
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import Name, write_value
 
 LISTED = 20
+ATTENTION_ATTRIBUTES = ("attention heads", "key/value heads", "head size", "context")
 KINDS = ("cnn", "rnn", "transformer", "mlp", "ssm", "hybrid", "unknown")
 NAMING_RULES = "type by naming and shape rules"
 _TYPE_REFERENCE = (
@@ -94,15 +102,21 @@ def _kind(structure: Structure) -> Value:
 
 def _architecture_blocks(a: Structure, b: Structure, found: tuple[Difference, ...]) -> tuple[Block, ...]:
     rows = []
+    if a.sub_labels or b.sub_labels:
+        labels = (", ".join(side.sub_labels) or "plain" for side in (a, b))
+        rows.append(("kind", *labels, "derived"))
+    has_attention = bool(set(ATTENTION) & (set(a.shares) | set(b.shares)))
     for label, left in a.attributes.items():
         right = b.attributes[label]
+        if label in ATTENTION_ATTRIBUTES and not has_attention:
+            continue
         if left.is_known or right.is_known or {"NEEDS_CONFIG"} == {left.reason, right.reason}:
             rows.append((label, _shown(left), _shown(right), _evidence(left, right)))
     attributes = Table(
         "Attributes",
         (Column("attribute", Align.TEXT), Column("A"), Column("B"), Column("evidence", Align.TEXT)),
         tuple(rows),
-        note="NEEDS_CONFIG: not visible in weights; put config.json beside them.",
+        note="NEEDS_CONFIG: neither the weights nor a config.json beside them say it.",
     )
     roles = sorted(
         set(a.shares) | set(b.shares),
@@ -275,8 +289,8 @@ def change_summary(pair: Pair, thresholds: Thresholds) -> Result:
         meaning = Sentence("No layer of {all} changed beyond a change of dtype.", said)
     elif values["magnitude"].is_known and values["most_changed"].is_known:
         meaning = Sentence(
-            "{n} of {all} layers changed, by {m:.2%} of the norm of A in all; {half} of them hold half "
-            "of the change.",
+            "{n} of {all} layers changed, by {m:.2%} of the norm of A in all; half of the change "
+            "is in {half} of them.",
             said,
         )
     else:

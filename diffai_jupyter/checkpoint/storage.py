@@ -10,7 +10,6 @@ import os
 import stat
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,8 +145,3 @@ class _Handle:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def folder_of(path: str) -> Path:
-    """Return the folder of a file, links not followed."""
-    return Path(path).absolute().parent

@@ -15,7 +15,21 @@ SCHEMA = "diffai-report/1"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One checkpoint in the report."""
+    """One checkpoint in the report.
+
+    Parameters
+    ----------
+    source, format : str
+        What was given, and the container it is in.
+    tensors, parameters, nbytes : int
+        Stored tensors, their elements, their payload bytes.
+    dtypes : mapping of str to int
+        Elements by stored dtype, most first.
+    notes : tuple of str
+        What its reader had to say.
+    training : mapping of str to Value
+        What side-cars report of its training: step, last loss, last metrics, last learning rate.
+    """
 
     source: str
     format: str
@@ -24,6 +38,7 @@ class Side:
     nbytes: int
     dtypes: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    training: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

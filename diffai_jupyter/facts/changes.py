@@ -8,6 +8,7 @@ from enum import Enum
 
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
+from diffai_jupyter.facts.content import joined_by_content
 from diffai_jupyter.scan.kernel import Both
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.passes import stats
@@ -63,11 +64,9 @@ class TensorChange:
 
 @fact
 def changes(pair: Pair) -> tuple[TensorChange, ...]:
-    """Say what happened to every tensor, in the order of the pair."""
-    return tuple(
-        TensorChange(tensor, record, _status(tensor, record))
-        for tensor, record in zip(pair.tensors, stats(pair), strict=True)
-    )
+    """Say what happened to every tensor, in the order of the pair; equal bytes pair what names did not."""
+    entries = joined_by_content(tuple(zip(pair.tensors, stats(pair), strict=True)))
+    return tuple(TensorChange(tensor, record, _status(tensor, record)) for tensor, record in entries)
 
 
 def _status(tensor: PairedTensor, record: TensorStats) -> Status:
@@ -97,16 +96,12 @@ class Displacement:
     ----------
     a_squares, d_squares : float
         Sums over the trained, compared tensors.
-    d_variance, a_variance : float
-        Sums of squared deviations from the mean of each tensor.
     tensors, elements : int
         How many entered.
     """
 
     a_squares: float
     d_squares: float
-    a_variance: float
-    d_variance: float
     tensors: int
     elements: int
 
@@ -131,28 +126,21 @@ def displacement(pair: Pair) -> Displacement:
         none has a finite element.
     """
     pooled = [
-        (change, change.both)
+        change.both
         for change in changes(pair)
         if change.tensor.is_parameter and change.both is not None and change.both.size
     ]
     if not pooled:
         raise Unknowable("NO_COMMON")
-    finite = [(change, both) for change, both in pooled if both.finite]
+    finite = [both for both in pooled if both.finite]
     if not finite:
         raise Unknowable("ALL_NONFINITE")
     return Displacement(
-        a_squares=math.fsum(both.a_squares for _, both in finite),
-        d_squares=math.fsum(both.d_squares for _, both in finite),
-        a_variance=math.fsum(_a_variance(change) for change, _ in finite),
-        d_variance=math.fsum(both.d_variance for _, both in finite),
+        a_squares=math.fsum(both.a_squares for both in finite),
+        d_squares=math.fsum(both.d_squares for both in finite),
         tensors=len(finite),
-        elements=sum(both.finite for _, both in finite),
+        elements=sum(both.finite for both in finite),
     )
-
-
-def _a_variance(change: TensorChange) -> float:
-    a = change.stats.a
-    return 0.0 if a is None or not a.finite else a.std**2 * a.finite
 
 
 @dataclass(frozen=True, slots=True)

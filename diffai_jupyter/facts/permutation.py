@@ -32,7 +32,8 @@ class Permutation:
         Distinct orders found.
     is_undone : bool
         Whether each order of rows stands again as an order of columns, and each order of columns as
-        an order of rows, so that the hidden units were renumbered consistently.
+        an order of rows, so that the hidden units were renumbered consistently. Behind a convolution
+        one channel is a run of columns.
     covers_all : bool
         Whether every changed tensor is among `tensors`.
     """
@@ -73,9 +74,21 @@ def permutation(pair: Pair) -> Permutation:
     return Permutation(
         tuple(names),
         len(all_orders),
-        bool(all_orders) and set(row_orders) == set(col_orders),
+        bool(all_orders) and _cancel(tuple(row_orders.values()), tuple(col_orders.values())),
         len(names) == len(changed) and bool(changed),
     )
+
+
+def _cancel(rows: Sequence[Order], cols: Sequence[Order]) -> bool:
+    """Say whether each order of rows stands again as an order of columns, and the other way round."""
+    spread = [[_is_spread(row, col) for col in cols] for row in rows]
+    return bool(cols) and all(map(any, spread)) and all(map(any, zip(*spread, strict=True)))
+
+
+def _is_spread(row: Order, col: Order) -> bool:
+    """Say whether columns follow an order of rows, in runs where one channel fills several columns."""
+    run, rest = divmod(len(col), len(row))
+    return rest == 0 and np.array_equal(col, (row[:, np.newaxis] * run + np.arange(run)).ravel())
 
 
 def _is_candidate(change: TensorChange) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,7 +14,7 @@ from diffai_jupyter.facts.levels import quantized_levels
 from diffai_jupyter.facts.permutation import permutation
 from diffai_jupyter.facts.spectra import UpdateRank, update_ranks
 from diffai_jupyter.scan.kernel import Both, Side
-from diffai_jupyter.scan.pair import Pair, Rule
+from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 
 PRUNED_SHARE = 0.01
 UNCHANGED_SHARE = 0.99
@@ -21,7 +22,6 @@ SCALED_RESIDUAL = 1e-3
 SCALED_SHARE = 0.05
 LOW_RANK_SHARE = 0.8
 LARGEST_LOW_RANK = 256
-FROZEN_LEAST = 2
 
 
 class Kind(Enum):
@@ -37,6 +37,7 @@ class Kind(Enum):
     STRUCTURE = "structure only"
     BUFFERS = "buffers only"
     ROUNDING = "rounding only"
+    NONFINITE = "NaN or infinity only"
     ZEROED = "pruned"
     SCALED = "scaled"
     PERMUTED = "permuted"
@@ -117,6 +118,14 @@ def _kind(
         return Kind.BUFFERS, {"tensors": len(changed)}
     if all(change.status is Status.ROUNDING for change in trained):
         return Kind.ROUNDING, {"tensors": len(trained)}
+    if all(
+        change.both is not None and change.both.changed <= change.both.size - change.both.finite
+        for change in trained
+    ):
+        return Kind.NONFINITE, {
+            "tensors": len(trained),
+            "elements": sum(change.both.changed for change in trained if change.both),
+        }
     return _kind_of_update(pair, found, [change for change in trained if change.status is Status.CHANGED])
 
 
@@ -255,7 +264,7 @@ def scale_of(change: TensorChange) -> float | None:
     both = change.both
     if both is None or both.a_squares == 0 or both.d_squares == 0:
         return None
-    product = float(both.sums[Both.PRODUCTS])
+    product = both.product
     residual = max(0.0, both.b_squares - product * product / both.a_squares)
     if residual > SCALED_RESIDUAL**2 * both.a_squares or residual > SCALED_SHARE**2 * both.d_squares:
         return None
@@ -317,17 +326,10 @@ def frozen_prefix(trained: list[TensorChange]) -> int:
     return sum(block < moved[0] for block in blocks) if moved else 0
 
 
-def structural(pair: Pair) -> tuple[TensorChange, ...]:
-    """Return added, removed and reshaped tensors."""
-    return tuple(
-        change for change in changes(pair) if change.status in (Status.ADDED, Status.REMOVED, Status.RESHAPED)
-    )
-
-
-def grown_rows(pair: Pair) -> dict[str, int]:
+def grown_rows(tensors: Iterable[PairedTensor]) -> dict[str, int]:
     """Return by how many rows embeddings and heads grew (negative: shrank), by stored name."""
     grown: dict[str, int] = {}
-    for tensor in pair.tensors:
+    for tensor in tensors:
         if tensor.rule is Rule.NEW_ROWS and tensor.b is not None:
             grown[tensor.shown_name] = tensor.b.shape[0]
         elif tensor.rule is Rule.LOST_ROWS and tensor.a is not None:

@@ -226,6 +226,7 @@ def _side(side: Side) -> Data:
         "nbytes": side.nbytes,
         "dtypes": _plain(side.dtypes),
         "notes": _plain(side.notes),
+        "training": {_plain(name): _value(value) for name, value in side.training.items()},
     }
 
 

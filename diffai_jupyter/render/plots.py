@@ -192,6 +192,9 @@ def _points(axes: Any, chart: Series) -> list[float]:
             axes.plot(xs, ys, color=color, label=label, linestyle=_STYLES[at % len(_STYLES)], linewidth=1.6,
                       marker=marker if len(xs) <= _MOST_MARKED else "", markersize=4)  # fmt: skip
         drawn += ys
+    if chart.mark is Mark.LINE and not places and all(float(x).is_integer() for c in chart.curves for x in c.x):
+        # Steps and blocks are counted: no tick between two of them.
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return drawn
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffai_jupyter.contract.report import Change
 from diffai_jupyter.evidence import Value, derived, estimated, ladder, measured, unknown
-from diffai_jupyter.facts.changes import Status, displacement
+from diffai_jupyter.facts.changes import changes, displacement
 from diffai_jupyter.facts.update_type import Kind, UpdateType, grown_rows, update_type
-from diffai_jupyter.scan.pair import Pair, Rule
+from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.wording import plural
 
 SUB_BLOCK_CONFIDENCE = 0.95
@@ -24,6 +26,7 @@ _TEMPLATES: dict[Kind, str] = {
     Kind.STRUCTURE: "Structure only: every value in common is equal; {structure}.",
     Kind.BUFFERS: "Only buffers changed ({n}); every trained tensor is equal.",
     Kind.ROUNDING: "Rounding only: in {n} every changed element moved to a neighbouring number of its dtype.",
+    Kind.NONFINITE: "Only NaN or infinity appeared or vanished: {elements} in {n}; every other value is equal.",
     Kind.ZEROED: "Pruned: {zeros} elements became zero in {n}, {rows} whole rows among them; the others stayed.",
     Kind.SCALED: "Scaled: {n} are a multiple of A, by {low:.4g} to {high:.4g}.",
     Kind.PERMUTED: "Permuted: {n} are the old ones with rows or columns in another order, bit for bit; {same}.",
@@ -48,7 +51,7 @@ def describe_change(pair: Pair) -> Change:
     found = update_type(pair)
     said: dict[str, object] = {**found.numbers, **_numbers(pair, found)}
     template = _template(found)
-    structure = _structure(pair)
+    structure = _structure([change.tensor for change in changes(pair)])
     if structure and found.kind not in (Kind.STRUCTURE, Kind.NOTHING_COMMON):
         template, said["structure"] = f"{template} Besides, {{structure}}.", structure
     return Change(found.kind.value, template, said, _evidence(found), found.is_equal, _magnitude(pair))
@@ -56,7 +59,7 @@ def describe_change(pair: Pair) -> Change:
 
 def describe_headers(pair: Pair) -> Change:
     """Say what headers alone tell; reads no tensor."""
-    structure = _structure(pair)
+    structure = _structure(pair.tensors)
     retyped = sum(t.a is not None and t.b is not None and t.a.dtype != t.b.dtype for t in pair.tensors)
     said: dict[str, object] = {
         "structure": structure,
@@ -112,7 +115,7 @@ def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
         "magnitude": f"{magnitude.value:.3%} of the norm of A"
         if magnitude.is_known
         else "an unknown part of A",
-        "structure": _structure(pair),
+        "structure": _structure([change.tensor for change in changes(pair)]),
     }
     if found.kind is Kind.CAST:
         said["cast"] = _cast_words(numbers)
@@ -124,7 +127,7 @@ def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
         said["same"] = (
             "each order of outputs is undone by the same order of inputs, so the function should be the same"
             if numbers["is_undone"]
-            else "the orders do not cancel, so the function changed"
+            else "the orders of rows and columns do not cancel, so unless attention undoes them the function changed"
         )
     if found.kind is Kind.PART:
         frozen = _int(numbers, "frozen_blocks")
@@ -151,9 +154,9 @@ def _cast_words(numbers: dict[str, object]) -> str:
     return f"every element is within the rounding of one common source, {error}"
 
 
-def _structure(pair: Pair) -> str:
+def _structure(tensors: Sequence[PairedTensor]) -> str:
     """Say what is added, removed, reshaped and resized."""
-    rules = [tensor.rule for tensor in pair.tensors]
+    rules = [tensor.rule for tensor in tensors]
     parts = [
         f"{plural(rules.count(rule), 'tensor')} {word}"
         for rule, word in ((Rule.ADDED, "added"), (Rule.REMOVED, "removed"), (Rule.RESHAPED, "reshaped"))
@@ -161,13 +164,6 @@ def _structure(pair: Pair) -> str:
     ]
     parts += [
         f"an embedding or head has {abs(rows)} rows {'more' if rows > 0 else 'fewer'}"
-        for rows in grown_rows(pair).values()
+        for rows in grown_rows(tensors).values()
     ]
     return ", ".join(parts)
-
-
-def counts_sentence(found: UpdateType) -> str:
-    """Return how many tensors had which fate, such as ``"4 changed, 30 equal"``."""
-    return ", ".join(
-        f"{found.counts[status]} {status.value}" for status in Status if found.counts.get(status)
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from diffai_jupyter.analyses import PENDING
@@ -37,6 +38,7 @@ from diffai_jupyter.wording import Name, plural, show_name, write_bytes
 
 SUMMARY, TENSORS, CHARTS, PENDING_GROUP, CONFIG = "Summary", "Tensors", "Charts", "Not built yet", "Settings"
 LISTED = 5
+ALARMS = 2
 PAIRS_LISTED = 200
 _SINGLE = (
     Status.CHANGED.value,
@@ -122,7 +124,7 @@ def _alarms(report: Report) -> list[Block]:
     """Return what must not be overlooked whatever was asked for: NaN and infinity, and dead rows."""
     alarms: list[Block] = []
     bad = [row for row in report.tensors if row.status != Status.REMOVED.value and _bad(row, "b")]
-    for row in bad[:LISTED]:
+    for row in bad[:ALARMS]:
         is_new = _bad(row, "b") > _bad(row, "a")
         where = row.numbers.get("first_bad_b")
         alarms.append(
@@ -136,10 +138,10 @@ def _alarms(report: Report) -> list[Block]:
                 },
             )
         )
-    if len(bad) > LISTED:
+    if len(bad) > ALARMS:
         alarms.append(
             Notice(
-                Severity.CRITICAL, "NaN or infinity in {n} further tensors of B.", {"n": len(bad) - LISTED}
+                Severity.CRITICAL, "NaN or infinity in {n} further tensors of B.", {"n": len(bad) - ALARMS}
             )
         )
     dead = [
@@ -181,13 +183,9 @@ def _key_numbers(report: Report) -> Facts:
     source = "elementwise comparison"
     facts = [
         Fact("kind of change", report.change.value),
-        Fact("elements", measured(_same_or_both(report.a.parameters, report.b.parameters), "headers")),
-        Fact(
-            "payload",
-            measured(_same_or_both(write_bytes(report.a.nbytes), write_bytes(report.b.nbytes)), "headers"),
-        ),
-        Fact("dtypes", measured(_same_or_both(_dtypes(report.a), _dtypes(report.b)), "headers")),
+        Fact("size", measured(_same_or_both(_size(report.a), _size(report.b)), "headers")),
     ]
+    facts += _reported(report)
     if report.change.value.value == HEADERS_ONLY:
         return Facts(tuple(facts))
     changed = sum(int(row.numbers.get("changed") or 0) for row in report.tensors)
@@ -195,18 +193,35 @@ def _key_numbers(report: Report) -> Facts:
     facts[1:1] = [
         Fact("tensors", measured(fates or "none", source)),
         Fact("elements changed", measured(f"{changed} of {report.coverage.elements}", source)),
-        Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}", note="trained tensors, pooled"),
+        Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}"),
         Fact("NaN or infinite in B", measured(sum(_bad(row, "b") for row in report.tensors), source)),
     ]
     return Facts(tuple(facts))
+
+
+def _reported(report: Report) -> list[Fact]:
+    """Return what side-cars of both checkpoints report, as A→B."""
+    found = []
+    known = set(report.a.training) & set(report.b.training)
+    for label in ("step", "eval_loss" if "eval_loss" in known else "training loss"):
+        a, b = report.a.training.get(label), report.b.training.get(label)
+        if a is not None and b is not None:
+            found.append(
+                Fact(
+                    label,
+                    replace(b, value=_same_or_both(a.value, b.value)),
+                    "{:.4g}" if "loss" in label else "{}",
+                )
+            )
+    return found
 
 
 def _same_or_both(a: object, b: object) -> object:
     return a if a == b else (a, b)
 
 
-def _dtypes(side: Side) -> str:
-    return ", ".join(side.dtypes) or "none"
+def _size(side: Side) -> str:
+    return f"{side.parameters} elements in {'+'.join(side.dtypes) or 'no dtype'}, {write_bytes(side.nbytes)}"
 
 
 def _coverage(report: Report) -> Sentence:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from diffai_jupyter.analyses import PENDING, all_analyses
-from diffai_jupyter.checkpoint.model import Checkpoint
+from diffai_jupyter.checkpoint.model import Checkpoint, Training
 from diffai_jupyter.contract.declaration import Analysis, Group, Reads
 from diffai_jupyter.contract.report import Coverage, Draft, Report, Setting, Side
 from diffai_jupyter.contract.result import Result
+from diffai_jupyter.evidence import Value, unknown
 from diffai_jupyter.facts.changes import changes
 from diffai_jupyter.options import Request
 from diffai_jupyter.report.change import describe_change, describe_headers
@@ -80,13 +82,35 @@ def _side(checkpoint: Checkpoint) -> Side:
         checkpoint.nbytes,
         dict(sorted(dtypes.items(), key=lambda item: (-item[1], item[0]))),
         tuple(say(note.template, note.said) for note in checkpoint.notes),
+        _training(checkpoint.training),
+    )
+
+
+def _training(training: Training) -> dict[str, Value]:
+    """Return what is known of the training, the last entry of each history."""
+    found = {
+        "step": training.step,
+        "training loss": _last(training.losses),
+        "learning rate": _last(training.lr),
+    }
+    if training.metrics.is_known:
+        for name, history in training.metrics.value.items():
+            found[name] = _last(replace(training.metrics, value=history))
+    return {name: value for name, value in found.items() if value.is_known}
+
+
+def _last(history: Value) -> Value:
+    return (
+        replace(history, value=history.value[-1][1])
+        if history.is_known and history.value
+        else unknown("NEEDS_LOSS")
     )
 
 
 def _coverage(pair: Pair, reads_values: bool) -> Coverage:
-    not_compared = [(tensor.shown_name, tensor.reason) for tensor in pair.tensors if tensor.reason] + [
-        (name, f"left out by {refusal}") for name, refusal in pair.left_out
-    ]
+    tensors = [change.tensor for change in changes(pair)] if reads_values else list(pair.tensors)
+    not_compared = [(tensor.shown_name, tensor.reason) for tensor in tensors if tensor.reason]
+    not_compared += [(name, f"left out by {refusal}") for name, refusal in pair.left_out]
     for side, checkpoint in (("A", pair.a), ("B", pair.b)):
         not_compared += [
             (name, f"promised by the index of {side}, in no file") for name in checkpoint.missing
@@ -97,14 +121,11 @@ def _coverage(pair: Pair, reads_values: bool) -> Coverage:
         for note in checkpoint.notes
         if note.is_warning
     )
-    compared = pair.compared
-    elements = 0
-    if reads_values:
-        elements = sum(change.both.finite for change in changes(pair) if change.both is not None)
+    both = [change.both for change in changes(pair) if change.both is not None] if reads_values else []
     return Coverage(
-        len(compared) if reads_values else 0,
-        len(pair.tensors) + len(pair.left_out),
-        elements,
+        len(both),
+        len(tensors) + len(pair.left_out),
+        sum(record.finite for record in both),
         tuple(not_compared),
         warnings,
     )

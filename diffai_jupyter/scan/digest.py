@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from diffai_jupyter.scan.kernel import Edges, Vector
 from diffai_jupyter.scan.stats import BINS, Digest
 
-QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 PSI_BINS = 20
 PSI_FLOOR = 1e-4
 PSI_LEAST = 2000
@@ -90,8 +89,6 @@ def _sample_digest(sample_a: Sample | None, sample_b: Sample | None, changed: bo
         "edges": edges,
         "counts_a": _counts(sorted_a, edges),
         "counts_b": _counts(sorted_b, edges),
-        "quantiles_a": _quantiles(sorted_a),
-        "quantiles_b": _quantiles(sorted_b),
         "sampled": max(s.size for s in known),
         "psi": _psi(sorted_a, sorted_b, changed),
     }
@@ -122,12 +119,6 @@ def _counts(ordered: Sample | None, edges: Vector) -> NDArray[np.int64] | None:
     places = np.searchsorted(ordered, edges, side="left")
     places[-1] = ordered.size
     return np.diff(places)
-
-
-def _quantiles(ordered: Sample | None) -> tuple[float, ...]:
-    if ordered is None or not ordered.size:
-        return ()
-    return tuple(float(ordered[round(q * (ordered.size - 1))]) for q in QUANTILES)
 
 
 def _psi(ordered_a: Sample | None, ordered_b: Sample | None, changed: bool) -> float:

@@ -30,10 +30,9 @@ class Side(IntEnum):
     SUBNORMAL = 5
     SUM = 6
     SQUARES = 7
-    FOURTH_POWERS = 8
-    MIN = 9
-    MAX = 10
-    FIRST_BAD = 11
+    MIN = 8
+    MAX = 9
+    FIRST_BAD = 10
 
 
 class Both(IntEnum):
@@ -42,17 +41,15 @@ class Both(IntEnum):
     FINITE = 0
     A_SQUARES = 1
     B_SQUARES = 2
-    PRODUCTS = 3
-    D_SUM = 4
-    D_ABSOLUTE = 5
-    D_SQUARES = 6
-    CHANGED = 7
-    CHANGED_NONZERO = 8
-    CAST_EXACT = 9
-    CAST_COMMON = 10
-    BITS_CHANGED = 11
-    D_LARGEST = 12
-    D_WHERE = 13
+    D_SUM = 3
+    D_SQUARES = 4
+    CHANGED = 5
+    CHANGED_NONZERO = 6
+    CAST_EXACT = 7
+    CAST_COMMON = 8
+    BITS_CHANGED = 9
+    D_LARGEST = 10
+    D_WHERE = 11
 
 
 _SUMMED_SIDE = tuple(slot for slot in Side if slot < Side.MIN)
@@ -65,8 +62,8 @@ class Edges:
 
     Parameters
     ----------
-    rows, cols : ndarray of float64, shape (3, n_rows) and (3, n_cols)
-        Squares of A, B and D added along each row and each column.
+    rows, cols : ndarray of float64, shape (2, n_rows) and (2, n_cols)
+        Squares of A and B added along each row and each column.
     """
 
     rows: Vector
@@ -82,7 +79,7 @@ class Workspace:
         Elements of the largest tile.
     """
 
-    _ARRAYS = 7
+    _ARRAYS = 5
 
     def __init__(self, size: int) -> None:
         self._room = np.empty((self._ARRAYS, size))
@@ -93,12 +90,33 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
-class TileSums:
-    """The vectors of one tile."""
+class SideTile:
+    """One side of a tile in float64.
 
-    a: Vector | None
-    b: Vector | None
-    both: Vector | None
+    Parameters
+    ----------
+    values : ndarray of float64, shape (rows, cols)
+        Magnitudes for complex numbers; zero in place of what is not finite.
+    finite : ndarray of bool, optional
+        Which elements are finite; None when all are.
+    squares : ndarray of float64, shape (rows, cols)
+        Their squares.
+    row_squares : ndarray of float64, shape (rows,)
+        Squares added along the rows.
+    sums : ndarray of float64
+        Slots of `Side`.
+    """
+
+    values: Vector
+    finite: NDArray[np.bool_] | None
+    squares: Vector
+    row_squares: Vector
+    sums: Vector
+
+    def add_to(self, edges: Edges, side: int, rows: slice, cols: slice) -> None:
+        """Add the squares to the row and column sums of the slab."""
+        edges.rows[side, rows] += self.row_squares
+        edges.cols[side, cols] += self.squares.sum(axis=0)
 
 
 def empty_side() -> Vector:
@@ -149,199 +167,144 @@ def _fsum(terms: list[float]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wide:
-    """A tile in float64: non-finite elements are zero in `values` and False in `finite`."""
-
-    values: Vector
-    finite: NDArray[np.bool_] | None
-    squares: Vector
-    row_squares: Vector
-    sums: Vector
-
-
-def side_sums(tile: Array, dtype: Dtype, start: int, n_cols: int, room: Workspace, which: int = 0) -> _Wide:
-    """Sum one side of a tile.
+class Kernel:
+    """Sums the tiles of one tensor pair.
 
     Parameters
     ----------
-    tile : ndarray, shape (rows, cols)
-        Decoded values, not empty.
-    dtype : Dtype
-        Their stored dtype.
-    start : int
-        Flat position of the first element of the tile.
-    n_cols : int
-        Columns of the whole grid, to turn a place in the tile into a flat position.
-    room : Workspace
-        Where the arrays go.
-    which : int
-        0 for A, 1 for B.
-    """
-    sums = empty_side()
-    real = np.abs(tile) if tile.dtype.kind == "c" else tile
-    low, high = float(real.min()), float(real.max())
-    wide = room.array(2 * which, real.shape)
-    np.copyto(wide, real)
-    finite: NDArray[np.bool_] | None = None
-    if not (math.isfinite(low) and math.isfinite(high)):
-        finite = np.isfinite(wide)
-        sums[Side.NAN] = np.count_nonzero(np.isnan(wide))
-        sums[Side.POSITIVE_INF] = np.count_nonzero(wide == np.inf)
-        sums[Side.NEGATIVE_INF] = np.count_nonzero(wide == -np.inf)
-        row, col = divmod(int(np.argmin(finite)), wide.shape[1])
-        sums[Side.FIRST_BAD] = start + row * n_cols + col
-        low = float(np.min(wide, initial=math.inf, where=finite))
-        high = float(np.max(wide, initial=-math.inf, where=finite))
-        wide[~finite] = 0.0
-    squares = np.multiply(wide, wide, out=room.array(2 * which + 1, wide.shape))
-    row_squares = squares.sum(axis=1)
-    sums[Side.SUM] = wide.sum()
-    sums[Side.SQUARES] = row_squares.sum()
-    sums[Side.FOURTH_POWERS] = np.einsum("ij,ij->", squares, squares, optimize=False)
-    sums[Side.MIN], sums[Side.MAX] = low, high
-    _count_small(sums, wide, squares, finite, dtype)
-    if dtype.layout is not None and max(abs(low), abs(high)) >= dtype.layout.largest and low <= high:
-        sums[Side.SATURATED] = np.count_nonzero(np.abs(wide) >= dtype.layout.largest)
-    return _Wide(wide, finite, squares, row_squares, sums)
-
-
-def _count_small(
-    sums: Vector, wide: Vector, squares: Vector, finite: NDArray[np.bool_] | None, dtype: Dtype
-) -> None:
-    """Count zeros and subnormal numbers, at the price of one minimum where there are none."""
-    tiny = 0.0 if dtype.layout is None else dtype.layout.smallest_normal
-    # The square of float64's smallest normal number is zero, so that there every tile is counted.
-    if squares.min() >= tiny * tiny > 0:
-        return
-    masked = 0 if finite is None else int(finite.size - np.count_nonzero(finite))
-    zeros = wide.size - int(np.count_nonzero(wide)) - masked
-    sums[Side.ZEROS] = zeros
-    if tiny:
-        sums[Side.SUBNORMAL] = np.count_nonzero(np.abs(wide) < tiny) - zeros - masked
-
-
-def tile_sums(
-    a: Array | None,
-    b: Array | None,
-    dtypes: tuple[Dtype | None, Dtype | None],
-    same_bits: bool,
-    epsilon: float,
-    start: int,
-    n_cols: int,
-    edges: Edges | None,
-    place: tuple[slice, slice],
-    room: Workspace,
-) -> TileSums:
-    """Sum one tile of a pair.
-
-    Parameters
-    ----------
-    a, b : ndarray, shape (rows, cols), or None
-        Decoded values of the sides that have the tensor.
     dtypes : tuple of Dtype or None
-        Their stored dtypes.
-    same_bits : bool
-        Whether the stored codes of the tile are known to be equal.
+        Stored dtypes of A and B; None on a side that lacks the tensor.
+    n_cols : int
+        Columns of the grid, to turn a place in a tile into a flat position.
     epsilon : float
         Differences up to this count as no change.
-    start, n_cols : int
-        As in `side_sums`.
-    edges : Edges, optional
-        Row and column sums of the slab, added to in place.
-    place : tuple of slice
-        Rows and columns of the tile inside `edges`.
     room : Workspace
-        Where the arrays of the tile go.
+        Where the arrays of a tile go.
     """
-    wide_a = None if a is None or dtypes[0] is None else side_sums(a, dtypes[0], start, n_cols, room, 0)
-    wide_b = wide_a
-    if not same_bits:
-        wide_b = None if b is None or dtypes[1] is None else side_sums(b, dtypes[1], start, n_cols, room, 1)
-    both: Vector | None = None
-    squares: Vector | None = None
-    if wide_a is not None and wide_b is not None and a is not None and b is not None:
-        if same_bits:
-            both = _equal_sums(wide_a)
+
+    dtypes: tuple[Dtype | None, Dtype | None]
+    n_cols: int
+    epsilon: float
+    room: Workspace
+
+    def side(self, tile: Array, which: int, start: int) -> SideTile:
+        """Sum one side of a tile.
+
+        Parameters
+        ----------
+        tile : ndarray, shape (rows, cols)
+            Decoded values, not empty.
+        which : int
+            0 for A, 1 for B.
+        start : int
+            Flat position of the first element of the tile.
+        """
+        sums = empty_side()
+        real = np.abs(tile) if tile.dtype.kind == "c" else tile
+        low, high = float(real.min()), float(real.max())
+        wide = self.room.array(2 * which, real.shape)
+        np.copyto(wide, real)
+        finite: NDArray[np.bool_] | None = None
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = np.isfinite(wide)
+            sums[Side.NAN] = np.count_nonzero(np.isnan(wide))
+            sums[Side.POSITIVE_INF] = np.count_nonzero(wide == np.inf)
+            sums[Side.NEGATIVE_INF] = np.count_nonzero(wide == -np.inf)
+            sums[Side.FIRST_BAD] = self._position(int(np.argmin(finite)), wide, start)
+            low = float(np.min(wide, initial=math.inf, where=finite))
+            high = float(np.max(wide, initial=-math.inf, where=finite))
+            wide[~finite] = 0.0
+        squares = np.multiply(wide, wide, out=self.room.array(2 * which + 1, wide.shape))
+        row_squares = squares.sum(axis=1)
+        sums[Side.SUM], sums[Side.SQUARES] = wide.sum(), row_squares.sum()
+        sums[Side.MIN], sums[Side.MAX] = low, high
+        found = SideTile(wide, finite, squares, row_squares, sums)
+        _count_extremes(found, self.dtypes[which])
+        return found
+
+    def both(self, a: Array, b: Array, tile_a: SideTile, tile_b: SideTile, start: int) -> Vector:
+        """Sum the differences of a tile.
+
+        Parameters
+        ----------
+        a, b : ndarray, shape (rows, cols)
+            Decoded values.
+        tile_a, tile_b : SideTile
+            The sides, summed.
+        start : int
+            Flat position of the first element of the tile.
+        """
+        sums = empty_both()
+        finite = tile_a.finite if tile_b.finite is None else tile_b.finite
+        if tile_a.finite is not None and tile_b.finite is not None:
+            finite = tile_a.finite & tile_b.finite
+        delta = self._delta(a, b, tile_a, tile_b)
+        if finite is None:
+            sums[Both.FINITE] = delta.size
+            sums[Both.A_SQUARES], sums[Both.B_SQUARES] = tile_a.sums[Side.SQUARES], tile_b.sums[Side.SQUARES]
         else:
-            both, squares = _pair_sums(a, b, wide_a, wide_b, dtypes, epsilon, start, n_cols, room)
-    if edges is not None:
-        for i, wide in enumerate((wide_a, wide_b)):
-            if wide is not None:
-                edges.rows[i, place[0]] += wide.row_squares
-                edges.cols[i, place[1]] += wide.squares.sum(axis=0)
-        if squares is not None:
-            edges.rows[2, place[0]] += squares.sum(axis=1)
-            edges.cols[2, place[1]] += squares.sum(axis=0)
-    return TileSums(None if wide_a is None else wide_a.sums, None if wide_b is None else wide_b.sums, both)
+            delta[~finite] = 0.0
+            sums[Both.FINITE] = np.count_nonzero(finite)
+            sums[Both.A_SQUARES] = np.where(finite, tile_a.squares, 0.0).sum()
+            sums[Both.B_SQUARES] = np.where(finite, tile_b.squares, 0.0).sum()
+        sums[Both.D_SUM] = delta.sum()
+        sums[Both.D_SQUARES] = np.einsum("ij,ij->", delta, delta, optimize=False)
+        low, high = int(delta.argmin()), int(delta.argmax())
+        where = low if (-delta.flat[low], high) > (delta.flat[high], low) else high
+        if delta.flat[where] != 0:
+            sums[Both.D_LARGEST], sums[Both.D_WHERE] = (
+                abs(delta.flat[where]),
+                self._position(where, delta, start),
+            )
+        changed = _changed(a, b, delta, finite, self.epsilon)
+        sums[Both.CHANGED] = np.count_nonzero(changed)
+        has_zeros = tile_b.sums[Side.ZEROS] > 0
+        sums[Both.CHANGED_NONZERO] = np.count_nonzero(changed & (b != 0)) if has_zeros else sums[Both.CHANGED]
+        if self.dtypes[0] != self.dtypes[1]:
+            sums[Both.CAST_EXACT], sums[Both.CAST_COMMON] = _cast_counts(a, b, self.dtypes, changed, delta)
+            return sums
+        # Bits and values tell different stories only of zeros, NaN and what epsilon hides.
+        is_plain = finite is None and self.epsilon == 0 and not (has_zeros and tile_a.sums[Side.ZEROS] > 0)
+        sums[Both.BITS_CHANGED] = sums[Both.CHANGED] if is_plain else _bits_changed(a, b)
+        sums[Both.CAST_EXACT] = changed.size - sums[Both.CHANGED]
+        near = _are_neighbours(a, b, self.dtypes[0], changed, where)
+        sums[Both.CAST_COMMON] = changed.size if near else sums[Both.CAST_EXACT]
+        return sums
+
+    def _delta(self, a: Array, b: Array, tile_a: SideTile, tile_b: SideTile) -> Vector:
+        """Return B - A, or its magnitude for complex numbers."""
+        if a.dtype.kind == "c" or b.dtype.kind == "c":
+            return np.asarray(np.abs(np.asarray(b, dtype=np.complex128) - a))
+        return np.subtract(tile_b.values, tile_a.values, out=self.room.array(4, a.shape))
+
+    def _position(self, place: int, tile: Vector, start: int) -> int:
+        row, col = divmod(place, int(tile.shape[1]))
+        return start + row * self.n_cols + col
 
 
-def _equal_sums(wide: _Wide) -> Vector:
+def equal_sums(tile: SideTile) -> Vector:
+    """Return the sums of the differences of a tile that has the same bits on both sides."""
     sums = empty_both()
-    finite = wide.values.size if wide.finite is None else np.count_nonzero(wide.finite)
-    total = wide.sums[Side.SQUARES]
-    sums[Both.FINITE] = finite
-    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = sums[Both.PRODUCTS] = total
-    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = wide.values.size
+    sums[Both.FINITE] = tile.values.size if tile.finite is None else np.count_nonzero(tile.finite)
+    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = tile.sums[Side.SQUARES]
+    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = tile.values.size
     return sums
 
 
-def _pair_sums(
-    a: Array,
-    b: Array,
-    wide_a: _Wide,
-    wide_b: _Wide,
-    dtypes: tuple[Dtype | None, Dtype | None],
-    epsilon: float,
-    start: int,
-    n_cols: int,
-    room: Workspace,
-) -> tuple[Vector, Vector]:
-    """Return the sums of the pair and the squares of D."""
-    sums = empty_both()
-    values_a, values_b, squares_a, squares_b = wide_a.values, wide_b.values, wide_a.squares, wide_b.squares
-    finite = wide_a.finite if wide_b.finite is None else wide_b.finite
-    if wide_a.finite is not None and wide_b.finite is not None:
-        finite = wide_a.finite & wide_b.finite
-    if finite is not None:
-        values_a, values_b = np.where(finite, values_a, 0.0), np.where(finite, values_b, 0.0)
-        squares_a, squares_b = np.where(finite, squares_a, 0.0), np.where(finite, squares_b, 0.0)
-    is_complex = a.dtype.kind == "c" or b.dtype.kind == "c"
-    if is_complex:
-        raw = np.asarray(b, dtype=np.complex128) - a
-        delta = np.abs(raw if finite is None else np.where(finite, raw, 0.0))
-        products = float(np.where(np.isfinite(raw), (np.conj(a) * b).real, 0.0).sum())
-    else:
-        delta = np.subtract(values_b, values_a, out=room.array(4, values_a.shape))
-        products = float(np.einsum("ij,ij->", values_a, values_b, optimize=False))
-    absolute = np.abs(delta, out=room.array(5, delta.shape))
-    squares = np.multiply(delta, delta, out=room.array(6, delta.shape))
-    sums[Both.FINITE] = delta.size if finite is None else np.count_nonzero(finite)
-    if finite is None:
-        sums[Both.A_SQUARES], sums[Both.B_SQUARES] = wide_a.sums[Side.SQUARES], wide_b.sums[Side.SQUARES]
-    else:
-        sums[Both.A_SQUARES], sums[Both.B_SQUARES] = squares_a.sum(), squares_b.sum()
-    sums[Both.PRODUCTS] = products
-    sums[Both.D_SUM], sums[Both.D_ABSOLUTE], sums[Both.D_SQUARES] = delta.sum(), absolute.sum(), squares.sum()
-    where = int(absolute.argmax())
-    row, col = divmod(where, absolute.shape[1])
-    if absolute[row, col] > 0:
-        sums[Both.D_LARGEST], sums[Both.D_WHERE] = absolute[row, col], start + row * n_cols + col
-    changed = _changed(a, b, absolute, finite, epsilon)
-    sums[Both.CHANGED] = np.count_nonzero(changed)
-    has_zeros = wide_b.sums[Side.ZEROS] > 0
-    sums[Both.CHANGED_NONZERO] = np.count_nonzero(changed & (b != 0)) if has_zeros else sums[Both.CHANGED]
-    if dtypes[0] == dtypes[1]:
-        # Bits and values tell different stories only of zeros, NaN and what epsilon hides.
-        is_plain = finite is None and epsilon == 0 and not (has_zeros and wide_a.sums[Side.ZEROS] > 0)
-        sums[Both.BITS_CHANGED] = sums[Both.CHANGED] if is_plain else _bits_changed(a, b)
-        equal = changed.size - int(sums[Both.CHANGED])
-        sums[Both.CAST_EXACT] = equal
-        sums[Both.CAST_COMMON] = (
-            changed.size if _are_neighbours(a, b, dtypes[0], changed, (row, col)) else equal
-        )
-    else:
-        sums[Both.CAST_EXACT], sums[Both.CAST_COMMON] = _cast_counts(a, b, dtypes, changed, absolute)
-    return sums, squares
+def _count_extremes(tile: SideTile, dtype: Dtype | None) -> None:
+    """Count zeros, subnormal and saturated numbers, at the price of one minimum where there are none."""
+    wide, sums = tile.values, tile.sums
+    layout = None if dtype is None else dtype.layout
+    tiny, largest = (0.0, math.inf) if layout is None else (layout.smallest_normal, layout.largest)
+    if max(abs(sums[Side.MIN]), abs(sums[Side.MAX])) >= largest and sums[Side.MIN] <= sums[Side.MAX]:
+        sums[Side.SATURATED] = np.count_nonzero(np.abs(wide) >= largest)
+    # The square of float64's smallest normal number is zero, so that there every tile is counted.
+    if tile.squares.min() >= tiny * tiny > 0:
+        return
+    masked = 0 if tile.finite is None else int(wide.size - np.count_nonzero(tile.finite))
+    sums[Side.ZEROS] = wide.size - np.count_nonzero(wide) - masked
+    if tiny:
+        sums[Side.SUBNORMAL] = np.count_nonzero(np.abs(wide) < tiny) - sums[Side.ZEROS] - masked
 
 
 def _bits_changed(a: Array, b: Array) -> int:
@@ -352,7 +315,7 @@ def _bits_changed(a: Array, b: Array) -> int:
 
 
 def _are_neighbours(
-    a: Array, b: Array, dtype: Dtype | None, changed: NDArray[np.bool_], largest: tuple[int, int]
+    a: Array, b: Array, dtype: Dtype | None, changed: NDArray[np.bool_], furthest: int
 ) -> bool:
     """Say whether every changed element moved to a number next to it in its dtype.
 
@@ -365,44 +328,38 @@ def _are_neighbours(
     width = a.dtype.itemsize
     reach = 1 << ((52 if width == 8 else 23) - dtype.layout.mantissa)
     codes_a, codes_b = a.view(f"i{width}"), b.view(f"i{width}")
-    if abs(int(codes_b[largest]) - int(codes_a[largest])) > reach:
+    if abs(int(codes_b.flat[furthest]) - int(codes_a.flat[furthest])) > reach:
         return False
     apart = codes_b.astype(np.int64) - codes_a
     return bool((~changed | ((apart <= reach) & (apart >= -reach))).all())
 
 
 def _changed(
-    a: Array, b: Array, absolute: Vector, finite: NDArray[np.bool_] | None, epsilon: float
+    a: Array, b: Array, delta: Vector, finite: NDArray[np.bool_] | None, epsilon: float
 ) -> NDArray[np.bool_]:
     """Mark elements whose values differ by more than `epsilon`; NaN equals NaN."""
-    if finite is None:
-        if epsilon > 0:
-            return absolute > epsilon
+    if finite is None and epsilon == 0:
         return np.asarray(a != b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    same = np.asarray((a == b) | (np.isnan(a) & np.isnan(b)))
     if epsilon > 0:
-        same |= finite & (absolute <= epsilon)
-    return np.asarray(~same)
+        near = np.abs(delta) <= epsilon
+        same |= near if finite is None else near & finite
+    return ~same
 
 
 def _cast_counts(
-    a: Array,
-    b: Array,
-    dtypes: tuple[Dtype | None, Dtype | None],
-    changed: NDArray[np.bool_],
-    absolute: Vector,
+    a: Array, b: Array, dtypes: tuple[Dtype | None, Dtype | None], changed: NDArray[np.bool_], delta: Vector
 ) -> tuple[int, int]:
     """Count elements that rounding explains: one side is the other rounded; or both may come from one source."""
     same = ~changed
-    if same.all():
-        return changed.size, changed.size
     first, second = dtypes
-    if first is None or second is None or first.layout is None or second.layout is None:
+    if first is None or second is None or first.layout is None or second.layout is None or same.all():
         return int(np.count_nonzero(same)), int(np.count_nonzero(same))
     exact = same | cast_equals(a, b, second)
     if not exact.all():
         exact |= cast_equals(b, a, first)
     if exact.all():
         return changed.size, changed.size
-    common = exact | (absolute <= half_ulp(first, a) + half_ulp(second, b)) & np.isfinite(a) & np.isfinite(b)
+    reach = half_ulp(first, a) + half_ulp(second, b)
+    common = exact | ((np.abs(delta) <= reach) & np.isfinite(a) & np.isfinite(b))
     return int(np.count_nonzero(exact)), int(np.count_nonzero(common))

@@ -24,6 +24,7 @@ class Rule(Enum):
     ROWS = "common rows of a resized embedding or head"
     NEW_ROWS = "rows that only B has"
     LOST_ROWS = "rows that only A has"
+    CONTENT = "same bytes under another name"
     RESHAPED = "same name, other shape"
     ADDED = "only in B"
     REMOVED = "only in A"
@@ -31,7 +32,7 @@ class Rule(Enum):
     @property
     def is_rename(self) -> bool:
         """Whether the names differ."""
-        return self in (Rule.PREFIX, Rule.ROLE, Rule.PATTERN)
+        return self in (Rule.PREFIX, Rule.ROLE, Rule.PATTERN, Rule.CONTENT)
 
 
 @dataclass(frozen=True, slots=True)

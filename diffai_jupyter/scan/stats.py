@@ -147,7 +147,12 @@ class BothStats:
         if self.d_squares == 0 and self.a_squares > 0:
             return 1.0
         scale = math.sqrt(self.a_squares) * math.sqrt(self.b_squares)
-        return float(self.sums[Both.PRODUCTS]) / scale if scale else math.nan
+        return self.product / scale if scale else math.nan
+
+    @property
+    def product(self) -> float:
+        """Inner product of A and B, from |D|^2 = |A|^2 + |B|^2 - 2 <A, B>."""
+        return (self.a_squares + self.b_squares - self.d_squares) / 2
 
     @property
     def largest(self) -> float:
@@ -190,8 +195,6 @@ class Digest:
         Histogram bin edges, common to both sides; None below 256 sampled elements.
     counts_a, counts_b : ndarray of int64, shape (64,), or None
         Sampled elements in each bin.
-    quantiles_a, quantiles_b : tuple of float
-        Minimum, 1, 5, 25, 50, 75, 95, 99 % and maximum of the sample.
     sampled : int
         Elements in the sample.
     """
@@ -208,8 +211,6 @@ class Digest:
     edges: NDArray[np.float64] | None = None
     counts_a: NDArray[np.int64] | None = None
     counts_b: NDArray[np.int64] | None = None
-    quantiles_a: tuple[float, ...] = ()
-    quantiles_b: tuple[float, ...] = ()
     sampled: int = 0
 
 

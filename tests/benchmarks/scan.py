@@ -28,13 +28,19 @@ BUFFER = 4 << 20
 
 def main() -> None:
     """Make the files, time, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=800, help="size of each file")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
-    print(f"files of {asked.mib} MiB, page-cached, median of {asked.runs} runs; GB/s of both files together\n")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}"
+    )
+    print(
+        f"files of {asked.mib} MiB, page-cached, median of {asked.runs} runs; GB/s of both files together\n"
+    )
     print("| dtype | B is | threads | plain read | scan | scan / read | peak extra memory |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +67,9 @@ def write(path: Path, dtype: str, mib: int, noise: float) -> Path:
         for i in range(count):
             values = np.roll(base, i, axis=0)
             if noise:
-                values = values + np.random.default_rng(i).standard_normal(base.shape, dtype=np.float32) * np.float32(noise)
+                values = values + np.random.default_rng(i).standard_normal(
+                    base.shape, dtype=np.float32
+                ) * np.float32(noise)
             codes = values if dtype == "F32" else ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
             file.write(codes.tobytes())
     return path
@@ -78,9 +86,7 @@ def row(dtype: str, word: str, a: Path, b: Path, threads: int, runs: int) -> str
         scans.append(size / seconds)
         peaks.append(peak)
     read, scanned = statistics.median(reads), statistics.median(scans)
-    return (
-        f"| {dtype} | {word} | {threads} | {read:.2f} | {scanned:.2f} | {scanned / read:.3f} | {max(peaks):.0f} MiB |"
-    )
+    return f"| {dtype} | {word} | {threads} | {read:.2f} | {scanned:.2f} | {scanned / read:.3f} | {max(peaks):.0f} MiB |"
 
 
 def plain(*paths: Path) -> float:
@@ -110,7 +116,10 @@ def scan(a: Path, b: Path, threads: int) -> tuple[float, float]:
         "print(time.perf_counter() - start, (peak() - before) / 1024)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(a), str(b), str(threads)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, str(a), str(b), str(threads)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     seconds, peak = map(float, done.stdout.split())
     return seconds, peak

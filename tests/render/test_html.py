@@ -76,8 +76,8 @@ def quick_png(monkeypatch):
     monkeypatch.setattr(charts, "png", lambda chart: charts.Png(b"x", 640, 320, sentence(chart.takeaway)))
 
 
-def test_golden(document):
-    assert render_html(document.sections, document.title) == GOLDEN.read_text("utf-8")
+def test_golden(document, assert_written):
+    assert_written(GOLDEN, render_html(document.sections, document.title))
 
 
 def test_fragment_is_well_formed_and_still(document):

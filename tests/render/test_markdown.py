@@ -30,8 +30,8 @@ def _shown(markup: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", markup))
 
 
-def test_golden(document):
-    assert render_markdown(document, IMAGES) == GOLDEN.read_text("utf-8")
+def test_golden(document, assert_written):
+    assert_written(GOLDEN, render_markdown(document, IMAGES))
 
 
 def test_pictures_only_where_they_were_given(document):

@@ -17,8 +17,8 @@ def _alone(*blocks):
     return Document("", (Section("s", "g", blocks),))
 
 
-def test_golden(document):
-    assert render_text(document) == GOLDEN.read_text("utf-8")
+def test_golden(document, assert_written):
+    assert_written(GOLDEN, render_text(document))
 
 
 def test_lines_fit_and_end_clean(document):

@@ -245,7 +245,7 @@ states = st.dictionaries(
 
 
 @given(states, states)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_stored_tensor_is_in_the_pair_exactly_once(a, b):
     pair = pair_of(a, b)
     for state, side, lonely in ((a, "a", Rule.LOST_ROWS), (b, "b", Rule.NEW_ROWS)):
@@ -261,7 +261,7 @@ def test_every_stored_tensor_is_in_the_pair_exactly_once(a, b):
 
 
 @given(states, states)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_couples_are_one_to_one_and_fit(a, b):
     pair = pair_of(a, b)
     couples = [t for t in pair.tensors if t.a is not None and t.b is not None]
@@ -280,7 +280,7 @@ def test_couples_are_one_to_one_and_fit(a, b):
 
 
 @given(states, states)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_swapping_the_sides_swaps_what_is_found(a, b):
     there, back = found(pair_of(a, b)), found(pair_of(b, a))
     swapped = {(name_b, name_a): SWAPPED.get(rule, rule) for (name_a, name_b), rule in there.items()}
@@ -288,7 +288,7 @@ def test_swapping_the_sides_swaps_what_is_found(a, b):
 
 
 @given(states, states, st.sampled_from(["", "mlp", "q"]), st.sampled_from(["", r"\d", "weight$"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_filters_only_take_away(a, b, path, ignore):
     sides = checkpoint_of(a), checkpoint_of(b)
     whole = pair_checkpoints(*sides)

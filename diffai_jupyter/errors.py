@@ -40,8 +40,8 @@ class FormatError(SourceError):
 
     def __init__(self, path: str, reason: str, offset: int | None = None) -> None:
         self.path, self.reason, self.offset = path, reason, offset
-        where = "" if offset is None else f" at byte {offset}"
-        super().__init__(f"{path}: {reason}{where}.")
+        where = path if offset is None else f"{path} (byte {offset})"
+        super().__init__(f"{where}: {reason}.")
 
     def __reduce__(self) -> tuple[type[FormatError], tuple[str, str, int | None]]:
         return FormatError, (self.path, self.reason, self.offset)

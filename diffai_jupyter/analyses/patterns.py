@@ -21,6 +21,7 @@ from diffai_jupyter.facts.update_type import (
     zeroed_numbers,
 )
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.wording import plural
 
 ATTENTION = frozenset({"q", "k", "v", "o", "qkv"})
 FEED_FORWARD = frozenset({"gate", "up", "down", "gate_up"})
@@ -72,11 +73,11 @@ def patterns(pair: Pair, dominant: float) -> tuple[Pattern, ...]:
             ),
             (
                 "cast",
-                _count([change for change in found if change.status is Status.CAST], "changed dtype only"),
+                _count([change for change in found if change.status is Status.CAST], "with another dtype only"),
             ),
             ("quantized", _quantized(pair, kind)),
             ("pruned", _pruned(moved)),
-            ("scaled", _count([c for c in moved if scale_of(c) is not None], "are a multiple of A")),
+            ("scaled", _count([c for c in moved if scale_of(c) is not None], "being a multiple of A")),
             ("permuted", _permuted(pair, moved)),
             (
                 "vocabulary resized",
@@ -94,7 +95,7 @@ def patterns(pair: Pair, dominant: float) -> tuple[Pattern, ...]:
 
 
 def _count(some: list[TensorChange], what: str) -> str:
-    return f"{len(some)} tensors {what}" if some else ""
+    return f"{plural(len(some), 'tensor')} {what}" if some else ""
 
 
 def _frozen(trained: list[TensorChange], moved: list[TensorChange]) -> str:
@@ -147,8 +148,9 @@ def _depth(pair: Pair) -> str:
 
 
 def _share(trained: list[TensorChange], roles: frozenset[str], dominant: float) -> str:
-    total = math.fsum(change.both.d_squares for change in trained if change.both)
-    part = math.fsum(c.both.d_squares for c in trained if c.both and c.tensor.part.role in roles)
+    moved = [change for change in trained if change.is_changed_parameter]
+    total = math.fsum(change.both.d_squares for change in moved if change.both)
+    part = math.fsum(c.both.d_squares for c in moved if c.both and c.tensor.part.role in roles)
     present = {change.tensor.part.role for change in trained}
     if not total or part <= dominant * total or not (present & ATTENTION and present & FEED_FORWARD):
         return ""
@@ -161,7 +163,7 @@ def _depth_share(by_layer: tuple[LayerChange, ...], dominant: float, is_late: bo
     if not third:
         return ""
     chosen = set(blocks[-third:] if is_late else blocks[:third])
-    inside = [layer for layer in by_layer if layer.block is not None]
+    inside = [layer for layer in by_layer if layer.block is not None and layer.changed]
     total = math.fsum(layer.d_squares for layer in inside)
     part = math.fsum(layer.d_squares for layer in inside if layer.block in chosen)
     if not total or part <= dominant * total:

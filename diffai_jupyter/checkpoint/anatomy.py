@@ -57,11 +57,11 @@ _NORM = re.compile(
 _ROLE_NAMES: Mapping[str, str] = {
     "gate_up": "gate_up_proj",
     "qkv": "c_attn|qkv_proj|query_key_value|Wqkv|in_proj|qkv|qkv_lin",
-    "q": "q_proj|query|q_lin|wq|to_q|SelfAttention.q",
-    "k": "k_proj|key|k_lin|wk|to_k|SelfAttention.k",
-    "v": "v_proj|value|v_lin|wv|to_v|SelfAttention.v",
+    "q": "q_proj|query|q_lin|wq|to_q|SelfAttention.q|EncDecAttention.q",
+    "k": "k_proj|key|k_lin|wk|to_k|SelfAttention.k|EncDecAttention.k",
+    "v": "v_proj|value|v_lin|wv|to_v|SelfAttention.v|EncDecAttention.v",
     "o": "o_proj|attn.c_proj|attention.output.dense|attention.dense|self_attention.dense|out_proj|out_lin"
-    "|attention.wo|to_out.*|SelfAttention.o",
+    "|attention.wo|to_out.*|SelfAttention.o|EncDecAttention.o",
     "gate": "gate_proj|feed_forward.w1|mlp.w1",
     "up": "up_proj|feed_forward.w3|mlp.w3|fc1|mlp.c_fc|c_fc|intermediate.dense|dense_h_to_4h|ffn.lin1|wi_0|wi_1|wi",
     "down": "down_proj|feed_forward.w2|mlp.w2|fc2|mlp.c_proj|output.dense|dense_4h_to_h|ffn.lin2|DenseReluDense.wo",
@@ -132,17 +132,18 @@ class Anatomy:
 
 def anatomy(checkpoint: Checkpoint) -> Anatomy:
     """Name every tensor of a checkpoint. Reads no tensor."""
-    common = _common_prefix(tuple(checkpoint.tensors))
+    bare_names = {name: bare_name(name) for name in checkpoint.tensors}
+    common = _common_prefix(tuple(bare_names.values()))
     vocab = checkpoint.config.get("vocab_size")
     parts = {}
     for name, tensor in checkpoint.tensors.items():
-        bare = bare_name(name, common)
+        bare = bare_name(bare_names[name].removeprefix(common)) if common else bare_names[name]
         role = _role(pattern_of(bare), _traits(tensor, vocab if isinstance(vocab, int) else None))
         parts[name] = Part(_canonical(bare, role), role, block_of(bare), name.rpartition(".")[0] or name)
     return Anatomy(_with_companions(parts, checkpoint.tensors))
 
 
-def bare_name(name: str, common: str = "") -> str:
+def bare_name(name: str) -> str:
     """Return a name without the prefixes that training wrappers add.
 
     Examples
@@ -151,7 +152,6 @@ def bare_name(name: str, common: str = "") -> str:
     'layers.0.mlp.weight'
     """
     bare = _INNER_WRAPPERS.sub("", name)
-    bare = bare[len(common) :] if common and bare.startswith(common) else bare
     stripped = True
     while stripped:
         stripped = False
@@ -185,13 +185,16 @@ def pattern_of(name: str) -> str:
 
 
 def _common_prefix(names: tuple[str, ...]) -> str:
-    """Return the first component, with its dot, that all names share, unless it numbers or repeats blocks."""
+    """Return the first component, with its dot, that all names share, unless it numbers or repeats blocks.
+
+    The module of a parameter is never taken: ``fc1`` of ``fc1.weight`` and ``fc1.bias`` says what they are.
+    """
     if len(names) < 2:
         return ""
-    first, dot, rest = names[0].partition(".")
-    if not dot or first.isdigit() or any(not name.startswith(first + ".") for name in names):
+    first = names[0].partition(".")[0]
+    if first.isdigit() or any(name.partition(".")[0] != first or name.count(".") < 2 for name in names):
         return ""
-    return "" if rest.split(".")[0].isdigit() else first + "."
+    return "" if names[0].split(".")[1].isdigit() else first + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,8 @@ def _role(pattern: str, traits: _Traits) -> str:
             return role
     module = re.sub(r"[._](?:weight|bias)$", "", pattern)
     for role, names in _ROLES:
-        if names.search(module):
+        # Fused attention of torch has in_proj_weight; in_proj.weight is the input of a state-space mixer.
+        if names.search(module) and not pattern.endswith(("in_proj.weight", "in_proj.bias")):
             return role
     if traits.is_grid:
         return "convolution" if traits.axes > 2 else "matrix"
@@ -252,7 +256,7 @@ def _canonical(bare: str, role: str) -> str:
     if not found or role not in _ROLE_NAMES:
         return plain
     outer = found["outer"]
-    outer = "" if outer in _OUTER_NOISE else outer + "."
+    outer = "" if not outer or outer in _OUTER_NOISE else outer + "."
     cross = (
         "cross."
         if re.search(r"cross_?attn|encoder_attn|EncDecAttention|crossattention", found["inner"])

@@ -204,16 +204,17 @@ def attributes(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, Value]:
 
     embedding = max((tensors[n] for n in anatomy.names("embedding")), key=lambda t: t.size, default=None)
     position = first("position")
+    hidden = _hidden(checkpoint, anatomy)
     return {
-        "hidden size": _hidden(checkpoint, anatomy),
+        "hidden size": hidden,
         "attention heads": _configured(
             config, "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads"
         ),
         "key/value heads": _configured(config, "num_key_value_heads", "num_kv_heads"),
         "head size": _configured(config, "head_dim", "d_kv"),
-        "feed-forward size": _feed_forward(first("up", "gate"), first("down")),
+        "feed-forward size": _feed_forward(first("down"), hidden),
         "vocabulary": measured(embedding.shape[0], "embedding rows") if embedding else unknown("NO_TARGET"),
-        "context": measured(position.shape[0], "position rows")
+        "context": measured(position.shape[-2], "position rows")
         if position is not None
         else _configured(config, "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"),
         "normalization": _normalization(checkpoint, anatomy),
@@ -246,14 +247,12 @@ def _hidden(checkpoint: Checkpoint, anatomy: Anatomy) -> Value:
     return _configured(checkpoint.config, "hidden_size", "n_embd", "d_model", "dim")
 
 
-def _feed_forward(up: Tensor | None, down: Tensor | None) -> Value:
-    if up is None or down is None:
+def _feed_forward(down: Tensor | None, hidden: Value) -> Value:
+    """Return the other side of the down projection, which may be stored either way round."""
+    if down is None or not hidden.is_known:
         return unknown("NO_TARGET")
-    inner = set(up.shape[:2]) & set(down.shape[:2])
-    rows = up.shape[0]
-    return measured(
-        rows if rows in inner and rows == down.shape[-1] else max(up.shape), "up and down projections"
-    )
+    rows, cols = down.shape[-2:]
+    return measured(rows if cols == hidden.value else cols, "down projection and hidden size")
 
 
 def _normalization(checkpoint: Checkpoint, anatomy: Anatomy) -> Value:

@@ -75,6 +75,9 @@ class Memory:
         """Return `asked` tokens, or the longest context where that is shorter."""
         return min(asked, self.context) if self.context else asked
 
+_ENCODER = re.compile(r"(?:^|\.)encoder\.")
+"""The encoder of an encoder-decoder, which runs once and keeps nothing of its own."""
+
 
 @fact
 def memory_a(pair: Pair) -> Memory:
@@ -97,7 +100,7 @@ def memory(checkpoint: Checkpoint, anatomy: Anatomy, structure: Structure) -> Me
         not isinstance(kinds, list) or set(map(str, kinds)) == {"sliding_attention"}
     )
     uses_window = slides and checkpoint.config.get("use_sliding_window", True) is not False
-    cached = 0 if _is_encoder_only(checkpoint) else _cached_numbers(checkpoint, anatomy)
+    cached = 0 if _is_encoder_only(checkpoint, anatomy) else _cached_numbers(checkpoint, anatomy)
     return Memory(
         weights=checkpoint.nbytes,
         cache_per_token=CACHE_BYTES * cached,
@@ -134,13 +137,15 @@ def parameters_per_byte(checkpoint: Checkpoint, anatomy: Anatomy) -> float:
     return checkpoint.size / checkpoint.nbytes
 
 
-def _is_encoder_only(checkpoint: Checkpoint) -> bool:
+def _is_encoder_only(checkpoint: Checkpoint, anatomy: Anatomy) -> bool:
     """Say whether nothing is generated token by token, so that no cache is kept."""
     if any(re.search(r"(?:^|\.)decoder\.", name) for name in checkpoint.tensors):
         return False
     kind = checkpoint.config.get("model_type")
     if isinstance(kind, str) and kind:
         return _ENCODER_ONLY.search(kind) is not None
+    if any("patch_embed" in name for name in checkpoint.tensors) and not anatomy.names("embedding"):
+        return True
     return any(re.search(r"(?:^|\.)encoder\.layers?\.\d+\.", name) for name in checkpoint.tensors)
 
 
@@ -151,7 +156,9 @@ def _cached_numbers(checkpoint: Checkpoint, anatomy: Anatomy) -> int:
     if latent:
         return sum(latent)
     total = sum(
-        _out_size(tensors[name], 1) for name in anatomy.names("k", "v") if len(tensors[name].shape) == 2
+        _out_size(tensors[name], 1)
+        for name in anatomy.names("k", "v")
+        if len(tensors[name].shape) == 2 and not _ENCODER.search(name)
     )
     outputs = {
         anatomy.parts[name].block: tensors[name]
@@ -160,7 +167,7 @@ def _cached_numbers(checkpoint: Checkpoint, anatomy: Anatomy) -> int:
     }
     for name in anatomy.names("qkv"):
         tensor = tensors[name]
-        if len(tensor.shape) != 2:
+        if len(tensor.shape) != 2 or _ENCODER.search(name):
             continue
         rows = _out_size(tensor, 3)
         output = outputs.get(anatomy.parts[name].block)
@@ -188,6 +195,11 @@ def _state_numbers(checkpoint: Checkpoint) -> int:
             total += tensor.size
         elif re.search(r"mixer\.conv1d\.weight$|mamba\.conv1d\.weight$", name) and len(tensor.shape) == 3:
             total += tensor.shape[0] * (tensor.shape[2] - 1)
-        elif re.search(r"weight_hh_l\d+(_reverse)?$", name):
-            total += tensor.shape[-1]
+        elif re.search(r"weight_hh_l\d+(_reverse)?$", name) and len(tensor.shape) == 2:
+            total += _recurrent_numbers(*tensor.shape)
     return total
+
+
+def _recurrent_numbers(rows: int, hidden: int) -> int:
+    """Return what one recurrent layer keeps: its output, and the cell where four gates say LSTM."""
+    return hidden if rows in (hidden, 3 * hidden) else hidden + rows // 4

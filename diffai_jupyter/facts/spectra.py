@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,15 @@ KRYLOV_STEPS = 20
 ROUNDED_OFF = 1e-5
 
 Matrix = NDArray[np.float64]
+
+
+@contextmanager
+def _plain_algebra() -> Iterator[None]:
+    """Run BLAS on one thread: its results then do not depend on the cores, nor its speed on who else uses them."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
+        yield
 
 
 def largest_changes(pair: Pair, count: int = MATRICES) -> tuple[TensorChange, ...]:
@@ -102,7 +113,8 @@ def update_ranks(pair: Pair) -> tuple[UpdateRank, ...]:
     References: Widrow & Kollar 2008 (quantization noise); Bai & Yin 1993 (edge of a noise matrix).
     """
     chosen = [change for change in largest_changes(pair) if change.both is not None]
-    return tuple(_rank(change) for change in pair.run.each("update rank", chosen))
+    with _plain_algebra():
+        return tuple(_rank(change) for change in pair.run.each("update rank", chosen))
 
 
 def _rank(change: TensorChange) -> UpdateRank:
@@ -198,28 +210,29 @@ def spectral_growth(pair: Pair) -> tuple[SpectralGrowth, ...]:
 
     Matrices above `Run.matrix_bytes` are left out; the iteration does not overstate the norm.
     """
-    found = []
-    for change in pair.run.each("spectral norm", largest_changes(pair)):
-        a, b = change.tensor.a, change.tensor.b
-        if a is None or b is None:
-            continue
-        try:
-            found.append(
-                SpectralGrowth(change.tensor.shown_name, _spectral_norm(pair, a), _spectral_norm(pair, b))
-            )
-        except Unknowable:
-            continue
-    return tuple(found)
+    with _plain_algebra():
+        grown = [_growth(pair, change) for change in pair.run.each("spectral norm", largest_changes(pair))]
+    return tuple(found for found in grown if found is not None)
+
+
+def _growth(pair: Pair, change: TensorChange) -> SpectralGrowth | None:
+    a, b = change.tensor.a, change.tensor.b
+    if a is None or b is None:
+        return None
+    try:
+        return SpectralGrowth(change.tensor.shown_name, _spectral_norm(pair, a), _spectral_norm(pair, b))
+    except Unknowable:
+        return None
 
 
 def _spectral_norm(pair: Pair, tensor: Tensor) -> float:
-    matrix = np.asarray(pair.run.whole(tensor), dtype=np.float32)
-    if not np.isfinite(matrix).all():
-        matrix = np.where(np.isfinite(matrix), matrix, np.float32(0))
-    scale = float(np.abs(matrix).max(initial=0.0))
+    values = pair.run.whole(tensor)
+    if not np.isfinite(values).all():
+        values = np.where(np.isfinite(values), values, 0)
+    scale = float(np.abs(values).max(initial=0.0))
     if scale == 0:
         return 0.0
-    matrix = matrix / np.float32(scale)
+    matrix = np.asarray(values / scale, dtype=np.float32)
     # Golub & Kahan 1965: the largest singular value within the space of the power iterates, which is never
     # too large and converges where the plain iteration, of the same cost, is still percents too small.
     steps = min(KRYLOV_STEPS, *matrix.shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffai_jupyter.analyses import PENDING, all_analyses
 from diffai_jupyter.checkpoint.model import Checkpoint, Training
-from diffai_jupyter.contract.declaration import Analysis, Group, Reads
+from diffai_jupyter.contract.declaration import Analysis, Reads
 from diffai_jupyter.contract.report import Coverage, Draft, Report, Setting, Side
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Value, unknown
@@ -65,8 +65,8 @@ def thresholds_of(analysis: Analysis[Any], request: Request) -> dict[str, float]
 
 def _reads_values(asked: list[Analysis[Any]], request: Request) -> bool:
     """Say whether tensors have to be read: not when only headers were asked about."""
-    about_pair = [analysis for analysis in asked if analysis.group is not Group.DOCUMENTATION]
     listing = request.settings["stats"] or request.settings["show_unchanged"]
+    about_pair = [analysis for analysis in asked if analysis.flag not in _ON_DRAFT]
     return bool(listing) or not about_pair or any(analysis.reads is not Reads.HEADERS for analysis in asked)
 
 

@@ -120,11 +120,6 @@ class Pair:
         """Names and roles of B."""
         return anatomy(self.b)
 
-    @property
-    def compared(self) -> tuple[PairedTensor, ...]:
-        """Tensors whose values are compared."""
-        return tuple(t for t in self.tensors if t.is_compared)
-
     def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return the remembered answer for `key`, computing it the first time.
 

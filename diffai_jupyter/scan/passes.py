@@ -155,9 +155,11 @@ def scan_unit(unit: Sequence[Task], epsilon: float, block_tiles: int) -> list[Te
     """Scan the tasks of one unit; a worker of any executor runs this."""
     answers: list[TensorStats | SlabSums] = []
     room = Workspace(TILE_ELEMENTS)
-    for task in unit:
-        slab = scan_slab(task, epsilon, block_tiles, room)
-        answers.append(_finish(task, [slab]) if task.slabs == 1 else slab)
+    # Squares of the largest float64 numbers overflow; the sum is then infinite, and printed as unknown.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for task in unit:
+            slab = scan_slab(task, epsilon, block_tiles, room)
+            answers.append(_finish(task, [slab]) if task.slabs == 1 else slab)
     return answers
 
 

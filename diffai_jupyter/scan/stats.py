@@ -55,12 +55,12 @@ class SideStats:
 
     @property
     def std(self) -> float:
-        """Population standard deviation; NaN when nothing is finite."""
-        if not self.finite:
+        """Population standard deviation; NaN when nothing is finite or the squares overflow."""
+        if not self.finite or not math.isfinite(self.squares):
             return math.nan
         if self.min == self.max:
             return 0.0
-        return math.sqrt(max(0.0, self.squares / self.finite - self.mean**2))
+        return math.sqrt(max(0.0, self.squares / self.finite - self.mean * self.mean))
 
     @property
     def squares(self) -> float:
@@ -170,7 +170,8 @@ class BothStats:
         """Sum of squared deviations of D from its mean."""
         if not self.finite:
             return 0.0
-        return max(0.0, self.d_squares - float(self.sums[Both.D_SUM]) ** 2 / self.finite)
+        total = float(self.sums[Both.D_SUM])
+        return max(0.0, self.d_squares - total * total / self.finite)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES
 from diffai_jupyter.checkpoint.tensor import ArrayTensor, Transposed
+from diffai_jupyter.comparison import compare
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers import open_checkpoint
 from diffai_jupyter.scan.kernel import Both, Side
@@ -151,6 +152,18 @@ def test_saturated_and_subnormal_elements_are_counted():
     assert record.a.count(Side.SATURATED) == 2
     assert record.a.count(Side.SUBNORMAL) == 1
     assert record.a.count(Side.ZEROS) == 1
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_huge_numbers_give_no_warning_and_an_honest_result(dtype):
+    largest = np.finfo(dtype).max
+    a = np.array([[largest, -largest, 1.0, 0.0]] * 3, dtype)
+    found = compare({"w": a}, {"w": a / 2}, all=True)
+    row = found.report.tensors[0]
+    assert row.numbers["changed"] == 9
+    assert row.numbers["max_abs_delta"] == largest / 2
+    exact = dtype == "f4"
+    assert row.numbers["relative_change"] == (pytest.approx(0.5) if exact else None)
 
 
 def test_epsilon_hides_small_differences():

@@ -238,7 +238,7 @@ def _spectral_norm(pair: Pair, tensor: Tensor) -> float:
     steps = min(KRYLOV_STEPS, *matrix.shape)
     basis = np.zeros((steps, matrix.shape[1]), dtype=np.float32)
     images = np.zeros((steps, matrix.shape[0]), dtype=np.float32)
-    vector = np.random.default_rng(0).standard_normal(matrix.shape[1]).astype(np.float32)
+    vector = np.asarray(np.random.default_rng(0).standard_normal(matrix.shape[1]), dtype=np.float32)
     for k in range(steps):
         before = float(np.linalg.norm(vector))
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,16 @@ State = dict[str, Any]
 Sides = tuple[State, State]
 
 UP = "model.layers.1.mlp.up_proj.weight"
-HOSTILE = ("<b>|x", "$y$", "a`b*c_d_[e](f)", "line\nbreak\x1b[31m", "\u202eevil", "</pre><i>", "{0}{key}", "= 1 | 2")
+HOSTILE = (
+    "<b>|x",
+    "$y$",
+    "a`b*c_d_[e](f)",
+    "line\nbreak\x1b[31m",
+    "\u202eevil",
+    "</pre><i>",
+    "{0}{key}",
+    "= 1 | 2",
+)
 
 
 def network() -> State:
@@ -37,7 +47,9 @@ def noised(state: Mapping[str, Any], share: float, seed: int = 11) -> State:
 
 def codes_of(dtype: str, state: Mapping[str, Any]) -> dict[str, ArrayTensor]:
     """Return the float tensors of a state as stored in `dtype`."""
-    return {name: ArrayTensor(to_codes(dtype, values), DTYPES[dtype], (name,)) for name, values in state.items()}
+    return {
+        name: ArrayTensor(to_codes(dtype, values), DTYPES[dtype], (name,)) for name, values in state.items()
+    }
 
 
 def _with(state: State, name: str, place: tuple[int, ...], value: float) -> State:
@@ -96,6 +108,10 @@ def _hostile() -> Sides:
     state |= {name: draw.normal(size=(50, 44)).astype("f4") for name in HOSTILE}
     # One of them grows a row, so that names reach the tables of structural differences, too.
     changed = noised(state, 3.0)
+    # And there are alarms about the worst of them.
+    for name in ("line\nbreak\x1b[31m", "$y$"):
+        changed[name][0, 0] = np.nan
+    changed["<b>|x.weight"][7] = 0
     return state, {**changed, "<b>|x": np.ones((51, 44), "f4"), "$new$|<b>": np.ones((2, 2), "f4")}
 
 
@@ -156,12 +172,18 @@ def pair_from(sides: Sides) -> Pair:
     return pair_checkpoints(*(_opened(side) for side in sides))
 
 
+@functools.cache
+def pair_called(name: str) -> Pair:
+    """Return a pair of the bank, made once: the facts that one test asks for serve the next."""
+    return pair_from(BANK[name]())
+
+
 def _opened(state: State) -> Checkpoint:
     tensors = {
         name: value if isinstance(value, ArrayTensor) else ArrayTensor(value, dtype_of(value), (name,))
         for name, value in sorted(state.items())
     }
-    return Checkpoint("memory", "live", tensors)
+    return Checkpoint("`<b>|x` $y$ *z*" if HOSTILE[0] in state else "memory", "live", tensors)
 
 
 def bytes_of(sides: Sides) -> list[tuple[str, bytes]]:

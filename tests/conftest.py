@@ -12,6 +12,7 @@ from builders import to_codes, write_safetensors
 
 from diffai_jupyter.checkpoint.dtypes import dtype_of
 
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --rewrite: files that tests compare with what the code writes are written again."""
     parser.addoption("--rewrite", action="store_true", help="write golden files and documentation again")

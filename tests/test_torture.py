@@ -338,6 +338,11 @@ def test_new_names_with_new_values_stay_added_and_removed(save, base):
     assert len(rows(found, "added")) == len(rows(found, "removed")) == len(base)
 
 
+def test_two_files_without_tensors_are_identical(save):
+    found = compare(save("a", {}), save("b", {}), all=True)
+    assert (kind(found), found.exit_code) == ("identical", 0)
+
+
 def test_single_nan_is_not_called_training(save, base):
     damaged = {**base, UP: base[UP].copy()}
     damaged[UP][17, 5] = np.nan

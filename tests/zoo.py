@@ -38,7 +38,9 @@ def resnet(blocks: tuple[int, ...], bottleneck: bool) -> Shapes:
             if not bottleneck:
                 kernels = [(width, inputs, 3), (width, width, 3)]
             for j, (rows, cols, side) in enumerate(kernels, 1):
-                state |= {f"{name}.conv{j}.weight": (rows, cols, side, side)} | batch_norm(f"{name}.bn{j}", rows)
+                state |= {f"{name}.conv{j}.weight": (rows, cols, side, side)} | batch_norm(
+                    f"{name}.bn{j}", rows
+                )
             if i == 0 and inputs != outputs:
                 state |= {f"{name}.downsample.0.weight": (outputs, inputs, 1, 1)}
                 state |= batch_norm(f"{name}.downsample.1", outputs)
@@ -60,7 +62,9 @@ def vgg16() -> Shapes:
 
 
 def perceptron() -> Shapes:
-    return joined(linear(f"{i}", outputs, inputs) for i, outputs, inputs in ((0, 128, 64), (2, 128, 128), (4, 10, 128)))
+    return joined(
+        linear(f"{i}", outputs, inputs) for i, outputs, inputs in ((0, 128, 64), (2, 128, 128), (4, 10, 128))
+    )
 
 
 def recurrent(gates: int, hidden: int = 200, layers: int = 2) -> Shapes:
@@ -68,7 +72,10 @@ def recurrent(gates: int, hidden: int = 200, layers: int = 2) -> Shapes:
     state: Shapes = {"encoder.weight": (1000, hidden)} | linear("decoder", 1000, hidden)
     for i in range(layers):
         for name in ("ih", "hh"):
-            state |= {f"rnn.weight_{name}_l{i}": (gates * hidden, hidden), f"rnn.bias_{name}_l{i}": (gates * hidden,)}
+            state |= {
+                f"rnn.weight_{name}_l{i}": (gates * hidden, hidden),
+                f"rnn.bias_{name}_l{i}": (gates * hidden,),
+            }
     return state
 
 
@@ -214,7 +221,10 @@ def t5(layers: int = 6, hidden: int = 512, inner: int = 2048) -> Shapes:
                     state |= {f"{side}.block.{i}.layer.{j}.{attention}.{part}.weight": (hidden, hidden)}
                 state |= {f"{side}.block.{i}.layer.{j}.layer_norm.weight": (hidden,)}
             last = f"{side}.block.{i}.layer.{len(attentions)}."
-            state |= {f"{last}DenseReluDense.wi.weight": (inner, hidden), f"{last}DenseReluDense.wo.weight": (hidden, inner)}
+            state |= {
+                f"{last}DenseReluDense.wi.weight": (inner, hidden),
+                f"{last}DenseReluDense.wo.weight": (hidden, inner),
+            }
         state |= {f"{side}.final_layer_norm.weight": (hidden,)}
         state |= {f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, 8)}
     return state

@@ -73,7 +73,9 @@ def patterns(pair: Pair, dominant: float) -> tuple[Pattern, ...]:
             ),
             (
                 "cast",
-                _count([change for change in found if change.status is Status.CAST], "with another dtype only"),
+                _count(
+                    [change for change in found if change.status is Status.CAST], "with another dtype only"
+                ),
             ),
             ("quantized", _quantized(pair, kind)),
             ("pruned", _pruned(moved)),
@@ -123,7 +125,7 @@ def _quantized(pair: Pair, kind: Kind) -> str:
         return ""
     numbers = update_type(pair).numbers
     if "modules" in numbers:
-        return f"{numbers['modules']} modules are packed in B and not in A"
+        return f"B packs {plural(int(str(numbers['modules'])), 'module')} that A does not"
     return f"at most {numbers['levels']} distinct values in {numbers['group']} neighbours, {numbers['levels_a']} in A"
 
 
@@ -137,7 +139,7 @@ def _pruned(moved: list[TensorChange]) -> str:
 
 def _permuted(pair: Pair, moved: list[TensorChange]) -> str:
     names = permutation(pair).tensors if moved else ()
-    return f"{len(names)} tensors are the old ones in another order" if names else ""
+    return f"{plural(len(names), 'tensor')} with rows or columns of A in another order" if names else ""
 
 
 def _depth(pair: Pair) -> str:

@@ -75,6 +75,7 @@ class Memory:
         """Return `asked` tokens, or the longest context where that is shorter."""
         return min(asked, self.context) if self.context else asked
 
+
 _ENCODER = re.compile(r"(?:^|\.)encoder\.")
 """The encoder of an encoder-decoder, which runs once and keeps nothing of its own."""
 

@@ -21,7 +21,6 @@ UNCHANGED_SHARE = 0.99
 SCALED_RESIDUAL = 1e-3
 SCALED_SHARE = 0.05
 LOW_RANK_SHARE = 0.8
-LARGEST_LOW_RANK = 256
 
 
 class Kind(Enum):
@@ -85,7 +84,7 @@ def update_type(pair: Pair) -> UpdateType:
     counts = dict(Counter(change.status for change in found))
     kind, numbers = _kind(pair, found, counts)
     is_equal = kind in (Kind.IDENTICAL, Kind.RENAMED, Kind.RESHARDED) or (
-        kind is Kind.CAST and _is_exact(found)
+        kind is Kind.CAST and _is_exact(found) and not counts.get(Status.UNREAD)
     )
     is_sampled = kind is Kind.LOW_RANK and not all(rank.is_whole for rank in update_ranks(pair))
     is_estimated = is_sampled or (kind is Kind.QUANTIZED and "levels" in numbers)
@@ -96,6 +95,8 @@ def _kind(
     pair: Pair, found: tuple[TensorChange, ...], counts: dict[Status, int]
 ) -> tuple[Kind, dict[str, object]]:
     couples = [change for change in found if change.tensor.a is not None and change.tensor.b is not None]
+    if not pair.a.tensors and not pair.b.tensors:
+        return Kind.IDENTICAL, {"tensors": 0}
     if not couples:
         return Kind.NOTHING_COMMON, {}
     alone = counts.get(Status.ADDED, 0) + counts.get(Status.REMOVED, 0) + counts.get(Status.RESHAPED, 0)
@@ -118,10 +119,7 @@ def _kind(
         return Kind.BUFFERS, {"tensors": len(changed)}
     if all(change.status is Status.ROUNDING for change in trained):
         return Kind.ROUNDING, {"tensors": len(trained)}
-    if all(
-        change.both is not None and change.both.changed <= change.both.size - change.both.finite
-        for change in trained
-    ):
+    if all(change.both is not None and change.both.largest <= pair.epsilon for change in trained):
         return Kind.NONFINITE, {
             "tensors": len(trained),
             "elements": sum(change.both.changed for change in trained if change.both),
@@ -275,9 +273,9 @@ def scale_of(change: TensorChange) -> float | None:
 
 
 def is_low_rank(ranks: tuple[UpdateRank, ...]) -> bool:
-    """Say whether at least 80 % of the updates have a low rank, at most 256."""
-    low = [rank for rank in ranks if rank.is_low and rank.rank is not None and rank.rank <= LARGEST_LOW_RANK]
-    return bool(low) and len(low) >= LOW_RANK_SHARE * len(ranks)
+    """Say whether at least 80 % of the updates have a low rank."""
+    low = sum(rank.is_low for rank in ranks)
+    return low > 0 and low >= LOW_RANK_SHARE * len(ranks)
 
 
 def _rank_numbers(

@@ -6,30 +6,30 @@ from collections.abc import Sequence
 
 from diffai_jupyter.contract.report import Change
 from diffai_jupyter.evidence import Value, derived, estimated, ladder, measured, unknown
-from diffai_jupyter.facts.changes import changes, displacement
+from diffai_jupyter.facts.changes import Status, changes, displacement
 from diffai_jupyter.facts.update_type import Kind, UpdateType, grown_rows, update_type
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.wording import plural
 
-SUB_BLOCK_CONFIDENCE = 0.95
+SUB_BLOCK_CONFIDENCE = 0.98
 """Lower 95 % bound on how often the rank of a sub-block equals that of the whole update: see docs/method.md."""
 
 HEADERS_ONLY = "headers only"
 
 _TEMPLATES: dict[Kind, str] = {
     Kind.NOTHING_COMMON: "Nothing in common: no tensor of A ({a}) has a partner in B ({b}).",
-    Kind.UNREAD: "Not comparable: {tensors} tensors have a partner, but none of them could be compared by value.",
-    Kind.IDENTICAL: "Identical: all {tensors} tensors have equal names and equal values.",
-    Kind.RENAMED: "Renamed: every value is equal; {tensors} tensors have other names.",
+    Kind.UNREAD: "Not comparable: {n} with a partner, and none of them could be compared by value.",
+    Kind.IDENTICAL: "Identical: {n}, with equal names and equal values.",
+    Kind.RENAMED: "Renamed: every value is equal; {n} under another name.",
     Kind.RESHARDED: "Re-sharded: every value is equal; {files_a} files became {files_b}.",
     Kind.CAST: "Pure cast: the same values in another dtype ({dtypes}) in {n}; {cast}.",
-    Kind.STRUCTURE: "Structure only: every value in common is equal; {structure}.",
+    Kind.STRUCTURE: "Structure only: every compared value is equal; {structure}.",
     Kind.BUFFERS: "Only buffers changed ({n}); every trained tensor is equal.",
     Kind.ROUNDING: "Rounding only: in {n} every changed element moved to a neighbouring number of its dtype.",
     Kind.NONFINITE: "Only NaN or infinity appeared or vanished: {elements} in {n}; every other value is equal.",
     Kind.ZEROED: "Pruned: {zeros} elements became zero in {n}, {rows} whole rows among them; the others stayed.",
-    Kind.SCALED: "Scaled: {n} are a multiple of A, by {low:.4g} to {high:.4g}.",
-    Kind.PERMUTED: "Permuted: {n} are the old ones with rows or columns in another order, bit for bit; {same}.",
+    Kind.SCALED: "Scaled: in {n} B is a multiple of A, by {low:.4g} to {high:.4g}.",
+    Kind.PERMUTED: "Permuted: in {n} the rows or columns of A stand in another order, bit for bit; {same}.",
     Kind.LOW_RANK: "Low-rank update (LoRA-like): {rank} in {matrices}; {tensors} of {trained} changed.",
     Kind.HEAD: "Only the head changed ({n} of {trained}).",
     Kind.EMBEDDING: "Only embeddings changed ({n} of {trained}).",
@@ -37,9 +37,7 @@ _TEMPLATES: dict[Kind, str] = {
     Kind.PART: "Some layers changed: {n} of {trained}, by {magnitude}{frozen}.",
     Kind.FULL: "Everything moved: all {n}, by {magnitude}.",
 }
-_QUANTIZED_BY_NAME = (
-    "Quantized: {modules} modules are packed in B and not in A; this version does not decode them yet."
-)
+_QUANTIZED_BY_NAME = "Quantized: B packs {packed} that A does not; this version does not decode them yet."
 _QUANTIZED_BY_LEVELS = (
     "Looks quantized: in {matrices} sampled matrices of B any {group} neighbours hold at most {levels} distinct "
     "values, in A {levels_a}."
@@ -51,9 +49,9 @@ def describe_change(pair: Pair) -> Change:
     found = update_type(pair)
     said: dict[str, object] = {**found.numbers, **_numbers(pair, found)}
     template = _template(found)
-    structure = _structure([change.tensor for change in changes(pair)])
+    structure = str(said["structure"])
     if structure and found.kind not in (Kind.STRUCTURE, Kind.NOTHING_COMMON):
-        template, said["structure"] = f"{template} Besides, {{structure}}.", structure
+        template = f"{template} Besides, {{structure}}."
     return Change(found.kind.value, template, said, _evidence(found), found.is_equal, _magnitude(pair))
 
 
@@ -108,6 +106,7 @@ def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
     """Return the words that the templates need beyond the numbers of the fact."""
     numbers = found.numbers
     magnitude = _magnitude(pair)
+    unread = 0 if found.kind is Kind.UNREAD else found.counts.get(Status.UNREAD, 0)
     said: dict[str, object] = {
         **_numbers_of_sides(pair),
         "n": plural(_int(numbers, "tensors"), "tensor"),
@@ -115,8 +114,10 @@ def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
         "magnitude": f"{magnitude.value:.3%} of the norm of A"
         if magnitude.is_known
         else "an unknown part of A",
-        "structure": _structure([change.tensor for change in changes(pair)]),
+        "structure": _structure([change.tensor for change in changes(pair)], unread),
     }
+    if found.kind is Kind.QUANTIZED:
+        said["packed"] = plural(_int(numbers, "modules"), "module")
     if found.kind is Kind.CAST:
         said["cast"] = _cast_words(numbers)
     if found.kind is Kind.LOW_RANK:
@@ -154,8 +155,8 @@ def _cast_words(numbers: dict[str, object]) -> str:
     return f"every element is within the rounding of one common source, {error}"
 
 
-def _structure(tensors: Sequence[PairedTensor]) -> str:
-    """Say what is added, removed, reshaped and resized."""
+def _structure(tensors: Sequence[PairedTensor], unread: int = 0) -> str:
+    """Say what is added, removed, reshaped and resized, and how many could not be compared."""
     rules = [tensor.rule for tensor in tensors]
     parts = [
         f"{plural(rules.count(rule), 'tensor')} {word}"
@@ -166,4 +167,6 @@ def _structure(tensors: Sequence[PairedTensor]) -> str:
         f"an embedding or head has {abs(rows)} rows {'more' if rows > 0 else 'fewer'}"
         for rows in grown_rows(tensors).values()
     ]
+    if unread:
+        parts.append(f"{plural(unread, 'tensor')} not comparable by value")
     return ", ".join(parts)

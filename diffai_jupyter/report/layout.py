@@ -248,6 +248,9 @@ def _coverage(report: Report) -> Sentence:
 def _tensors(report: Report, settings: Settings) -> tuple[Block, ...]:
     """Return the tensors that differ, the most changed first, and a line for the others."""
     top = settings["top"]
+    if settings.source("top") == "default":
+        # Alarms take the room of tensors: the default text stays within one screen.
+        top = max(LISTED, top - 2 * len(_alarms(report)))
     listed = [row for row in report.tensors if settings["show_unchanged"] or row.status in _SINGLE]
     shown = listed[:top]
     lines = [row.line for row in shown]

@@ -86,7 +86,8 @@ def row(dtype: str, word: str, a: Path, b: Path, threads: int, runs: int) -> str
         scans.append(size / seconds)
         peaks.append(peak)
     read, scanned = statistics.median(reads), statistics.median(scans)
-    return f"| {dtype} | {word} | {threads} | {read:.2f} | {scanned:.2f} | {scanned / read:.3f} | {max(peaks):.0f} MiB |"
+    cells = (dtype, word, threads, f"{read:.2f}", f"{scanned:.2f}", f"{scanned / read:.3f}", f"{max(peaks):.0f} MiB")
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def plain(*paths: Path) -> float:
@@ -108,7 +109,8 @@ def scan(a: Path, b: Path, threads: int) -> tuple[float, float]:
         "from diffai_jupyter.scan.pairing import pair_checkpoints\n"
         "from diffai_jupyter.scan.passes import stats\n"
         "from diffai_jupyter.scan.run import Run\n"
-        "pair = pair_checkpoints(open_checkpoint(sys.argv[1]), open_checkpoint(sys.argv[2]), Run(workers=int(sys.argv[3])))\n"
+        "a, b = (open_checkpoint(path) for path in sys.argv[1:3])\n"
+        "pair = pair_checkpoints(a, b, Run(workers=int(sys.argv[3])))\n"
         # getrusage would also count what the parent held before it started this process.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         "before, start = peak(), time.perf_counter()\n"

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from bank import BANK, pair_from
+from bank import pair_called
 
 from diffai_jupyter.analyses import PENDING, all_analyses
 from diffai_jupyter.comparison import Comparison
 from diffai_jupyter.report.request import request_of
 
 PROMISED = [
-    line.split() for line in Path(__file__).with_name("promised_flags.txt").read_text(encoding="utf-8").splitlines()
+    line.split()
+    for line in Path(__file__).with_name("promised_flags.txt").read_text(encoding="utf-8").splitlines()
 ]
 PENDING_FLAGS = [flag for flag, *word in PROMISED if word]
 
@@ -34,7 +35,7 @@ def test_pending_flags_are_the_promised_ones():
 @pytest.mark.parametrize("flag", PENDING_FLAGS)
 @pytest.mark.parametrize(("name", "exit_code"), [("equal", 0), ("moved", 1)])
 def test_pending_flag_is_listed_and_shows_no_value(flag, name, exit_code):
-    pair = pair_from(BANK[name]())
+    pair = pair_called(name)
     found = Comparison(pair, request_of((flag,), {}))
     assert found.report.pending == (flag,)
     assert found.report.results == {}

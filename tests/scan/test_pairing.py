@@ -57,7 +57,10 @@ WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.
 
 @pytest.mark.parametrize("prefix", [a + b for a, b in itertools.product(("", *WRAPPERS), WRAPPERS)])
 def test_wrapper_prefixes_pair_in_any_combination(prefix):
-    a = {name: zeros(*shape) for name, shape in (("mlp.fc.weight", (4, 6)), ("mlp.fc.bias", (4,)), ("norm", (3,)))}
+    a = {
+        name: zeros(*shape)
+        for name, shape in (("mlp.fc.weight", (4, 6)), ("mlp.fc.bias", (4,)), ("norm", (3,)))
+    }
     pair = pair_of(a, {prefix + name: values for name, values in a.items()})
     assert found(pair) == {(name, prefix + name): Rule.PREFIX for name in a}
 
@@ -83,7 +86,9 @@ def test_gpt2_like_state_pairs_when_h_and_attn_are_renamed():
 def test_llama_like_state_pairs_when_layers_and_self_attn_are_renamed():
     a = transformer(layers=2, hidden=12, inner=20, vocab=30)
     new = {
-        name: name.replace("model.layers", "transformer.h").replace("self_attn", "attn").replace("model.", "transformer.")
+        name: name.replace("model.layers", "transformer.h")
+        .replace("self_attn", "attn")
+        .replace("model.", "transformer.")
         for name in a
     }
     pair = pair_of(a, {new[name]: values for name, values in a.items()})
@@ -115,8 +120,12 @@ def test_roles_pair_two_naming_families_and_nothing_wrong():
 
 
 def test_pattern_pairs_by_shape_under_the_longest_common_tail():
-    a = {f"enc.{i}.fc.weight": zeros(4, 6) for i in range(3)} | {f"enc.{i}.out.weight": zeros(4, 6) for i in range(3)}
-    b = {f"dec.{i}.fc.weight": zeros(4, 6) for i in range(3)} | {f"dec.{i}.out.weight": zeros(4, 6) for i in range(3)}
+    a = {f"enc.{i}.fc.weight": zeros(4, 6) for i in range(3)} | {
+        f"enc.{i}.out.weight": zeros(4, 6) for i in range(3)
+    }
+    b = {f"dec.{i}.fc.weight": zeros(4, 6) for i in range(3)} | {
+        f"dec.{i}.out.weight": zeros(4, 6) for i in range(3)
+    }
     pair = pair_of(a, b)
     assert renames(pair) == {name: name.replace("enc", "dec") for name in a}
     assert set(found(pair).values()) == {Rule.PATTERN}
@@ -130,14 +139,21 @@ def test_pattern_pairs_by_shape_under_the_longest_common_tail():
         pytest.param(["x.0.fc.weight"], ["y.0.out.weight"], id="one common component is not enough"),
         pytest.param(["x.0.fc.weight"], ["y.0.fc.weight", "y.1.fc.weight"], id="other indices"),
         pytest.param(["x.0.fc.weight"], ["y.1.fc.weight"], id="another index"),
-        pytest.param(["h.0.attn.q_proj.weight"], ["h.0.attn.query.weight", "h.0.attn.wq.weight"], id="two of one role"),
-        pytest.param(["module.w.weight"], ["_orig_mod.w.weight", "base_model.model.w.weight"], id="two of one bare name"),
+        pytest.param(
+            ["h.0.attn.q_proj.weight"], ["h.0.attn.query.weight", "h.0.attn.wq.weight"], id="two of one role"
+        ),
+        pytest.param(
+            ["module.w.weight"],
+            ["_orig_mod.w.weight", "base_model.model.w.weight"],
+            id="two of one bare name",
+        ),
     ],
 )
 def test_ambiguous_tensors_stay_alone(a, b):
     # The further tensors keep a common prefix of one side from counting as a wrapper.
     pair = pair_of(
-        {"anchor": zeros(1)} | dict.fromkeys(a, zeros(4, 6)), {"anchor": zeros(1)} | dict.fromkeys(b, zeros(4, 6))
+        {"anchor": zeros(1)} | dict.fromkeys(a, zeros(4, 6)),
+        {"anchor": zeros(1)} | dict.fromkeys(b, zeros(4, 6)),
     )
     assert renames(pair) == {"anchor": "anchor"}
     assert Counter(found(pair).values()) == {Rule.SAME_NAME: 1, Rule.REMOVED: len(a), Rule.ADDED: len(b)}
@@ -179,11 +195,15 @@ def test_resized_embedding_is_split_into_common_and_lonely_rows(name, rows_a, ro
 
 
 def test_renamed_and_resized_embedding_is_split_too():
-    pair = pair_of({"model.embed_tokens.weight": zeros(5, 4)}, {"module.model.embed_tokens.weight": zeros(6, 4)})
+    pair = pair_of(
+        {"model.embed_tokens.weight": zeros(5, 4)}, {"module.model.embed_tokens.weight": zeros(6, 4)}
+    )
     assert [tensor.rule for tensor in pair.tensors] == [Rule.ROWS, Rule.NEW_ROWS]
 
 
-@pytest.mark.parametrize(("name", "a", "b"), [("fc.weight", (10, 4), (13, 4)), ("wte.weight", (10, 4), (13, 5))])
+@pytest.mark.parametrize(
+    ("name", "a", "b"), [("fc.weight", (10, 4), (13, 4)), ("wte.weight", (10, 4), (13, 5))]
+)
 def test_other_growth_is_a_reshape(name, a, b):
     (tensor,) = pair_of({name: zeros(*a)}, {name: zeros(*b)}).tensors
     assert tensor.rule is Rule.RESHAPED
@@ -233,11 +253,27 @@ def test_filters_leave_tensors_out_and_say_which_filter_did():
 
 # What holds for any two checkpoints.
 
-PIECES = ("model", "module", "layers", "h", "0", "1", "mlp", "attn", "self_attn", "q_proj", "query", "fc1", "embed_tokens")
+PIECES = (
+    "model",
+    "module",
+    "layers",
+    "h",
+    "0",
+    "1",
+    "mlp",
+    "attn",
+    "self_attn",
+    "q_proj",
+    "query",
+    "fc1",
+    "embed_tokens",
+)
 LASTS = ("weight", "bias", "qweight", "gamma")
 SHAPES = ((), (4,), (4, 6), (6, 6), (9, 6), (0, 6), (2, 2, 2))
 names = st.builds(
-    lambda inner, last: ".".join([*inner, last]), st.lists(st.sampled_from(PIECES), max_size=4), st.sampled_from(LASTS)
+    lambda inner, last: ".".join([*inner, last]),
+    st.lists(st.sampled_from(PIECES), max_size=4),
+    st.sampled_from(LASTS),
 )
 states = st.dictionaries(
     names, st.tuples(st.sampled_from(SHAPES), st.sampled_from(["f4", "f2", "i1"])), max_size=8
@@ -250,7 +286,9 @@ def test_every_stored_tensor_is_in_the_pair_exactly_once(a, b):
     pair = pair_of(a, b)
     for state, side, lonely in ((a, "a", Rule.LOST_ROWS), (b, "b", Rule.NEW_ROWS)):
         held = [t for t in pair.tensors if getattr(t, side) is not None]
-        assert Counter(getattr(t, f"name_{side}") for t in held if t.rule is not lonely) == Counter(list(state))
+        assert Counter(getattr(t, f"name_{side}") for t in held if t.rule is not lonely) == Counter(
+            list(state)
+        )
         assert {part for t in held for part in getattr(t, side).parts} == set(state)
         # Rows are split without loss.
         sizes: Counter[str] = Counter()
@@ -298,4 +336,6 @@ def test_filters_only_take_away(a, b, path, ignore):
     gone = Counter(t.shown_name for t in whole.tensors) - Counter(t.shown_name for t in pair.tensors)
     assert gone == Counter(name for name, _ in pair.left_out)
     for name, refusal in pair.left_out:
-        assert (path and path not in name and refusal == f"--path {path}") or refusal.startswith("--ignore-keys")
+        assert (path and path not in name and refusal == f"--path {path}") or refusal.startswith(
+            "--ignore-keys"
+        )

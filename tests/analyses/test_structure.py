@@ -1,0 +1,193 @@
+"""architecture-comparison, sort-by-change-magnitude and change-summary: known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import zoo
+from bank import noised
+from builders import headers_of, pair_of, transformer
+
+from diffai_jupyter.analyses import all_analyses
+from diffai_jupyter.analyses.patterns import patterns
+from diffai_jupyter.contract.blocks import Table
+from diffai_jupyter.evidence import Evidence
+from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.pairing import pair_checkpoints
+
+State = dict[str, np.ndarray]
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def base() -> State:
+    return transformer(layers=6, hidden=32, inner=96, vocab=40)
+
+
+def tables(blocks: tuple[object, ...]) -> dict[str, Table]:
+    return {block.title: block for block in blocks if isinstance(block, Table)}
+
+
+class TestArchitectureComparison:
+    analysis = all_analyses()["architecture-comparison"]
+
+    def test_line_of_two_families(self):
+        a, b = headers_of(zoo.resnet((3, 4, 6, 3), bottleneck=True)), headers_of(zoo.gpt2(24))
+        result = self.analysis.run(pair_checkpoints(a, b), {})
+        assert self.analysis.line(result).startswith(
+            "architecture_comparison: type1=cnn, type2=transformer, depth=50→24, differences="
+        )
+        assert result.findings[0].said == {"a": "cnn", "b": "transformer"}
+
+    def test_unknown_type_is_unknown_with_its_reason(self):
+        result = self.analysis.run(pair_of({"x": np.ones(3)}, {"x": np.ones(3)}), {})
+        assert (result.values["type1"].evidence, result.values["type1"].reason) == (
+            Evidence.UNKNOWN,
+            "NO_TARGET",
+        )
+
+    def test_tables_hold_attributes_and_shares(self):
+        result = self.analysis.run(pair_checkpoints(headers_of(zoo.gpt2()), headers_of(zoo.gpt2(6))), {})
+        found = tables(result.blocks)
+        rows = {row[0]: row[1:] for row in found["Attributes"].rows}
+        assert rows["hidden size"] == ("768", "768", "measured")
+        assert rows["attention heads"] == ("NEEDS_CONFIG", "NEEDS_CONFIG", "unknown")
+        shares = {row[0]: row[1:] for row in found["Elements by role"].rows}
+        assert shares["embedding"][0] == 50257 * 768
+        assert sum(row[0] for row in shares.values()) == 124_439_808
+        assert sum(row[1] for row in shares.values()) == pytest.approx(100, abs=0.5)
+        assert found["Structural differences"].rows == (("depth", "depth", "12", "6"),)
+
+
+class TestSortByChangeMagnitude:
+    analysis = all_analyses()["sort-by-change-magnitude"]
+
+    def test_top_is_the_largest_relative_change(self):
+        a = base()
+        b = noised(a, 0.01)
+        b[UP] = (a[UP] * 1.5).astype("f4")
+        result = self.analysis.run(pair_of(a, b), {})
+        assert self.analysis.line(result) == (
+            f"sort_by_change_magnitude: sorted={len(a)}, top={UP}, top_change=0.5000"
+        )
+
+    def test_structural_differences_do_not_hide_the_top(self):
+        a = base()
+        result = self.analysis.run(pair_of(a, {**noised(a, 0.01), "new.weight": np.ones((99, 99), "f4")}), {})
+        assert result.values["top"].value in a
+
+    def test_change_from_zero_is_infinite_and_prints_unknown(self):
+        result = self.analysis.run(pair_of({"w": np.zeros((3, 3))}, {"w": np.ones((3, 3))}), {})
+        assert math.isinf(result.values["top_change"].value)
+        assert self.analysis.line(result).endswith("top=w, top_change=unknown")
+
+    @pytest.mark.parametrize(
+        ("a", "b", "reason"),
+        [({}, {}, "NO_TARGET"), ({"w": np.ones(3)}, {"v": np.zeros((2, 2))}, "NO_COMMON"),
+         ({"w": np.full(3, np.nan)}, {"w": np.ones(3)}, "ALL_NONFINITE")],
+    )  # fmt: skip
+    def test_what_cannot_be_known_says_why(self, a, b, reason):
+        assert self.analysis.run(pair_of(a, b), {}).values["top_change"].reason == reason
+
+
+class TestChangeSummary:
+    analysis = all_analyses()["change-summary"]
+
+    def values(self, a: State, b: State) -> dict[str, object]:
+        result = self.analysis.run(pair_of(a, b), {"dominant_share": 0.6})
+        return {key: value.value for key, value in result.values.items()}
+
+    def test_most_changed_is_the_fewest_layers_with_half_of_the_energy(self):
+        a = {f"l{i}.weight": np.full((4, 4), 10.0) for i in range(6)}
+        b = {name: values.copy() for name, values in a.items()}
+        for i, energy in enumerate((4, 3, 2, 1, 1)):
+            b[f"l{i}.weight"][0, 0] += math.sqrt(energy)
+        found = self.values(a, b)
+        # 4 of 11 is less than half, 4 + 3 is more.
+        assert found["most_changed"] == 2
+        assert found["layers_changed"] == 5
+        assert found["magnitude"] == pytest.approx(math.sqrt(11 / (6 * 16 * 100)))
+
+    def test_magnitude_ends_at_one_and_equal_pairs_are_zero(self):
+        a = base()
+        assert self.values(a, noised(a, 30.0))["magnitude"] == 1.0
+        assert self.values(a, dict(a)) == {
+            "layers_changed": 0,
+            "magnitude": 0.0,
+            "patterns": 0,
+            "most_changed": 0,
+        }
+
+    def test_table_holds_the_shares_of_the_layers(self):
+        a = base()
+        result = self.analysis.run(pair_of(a, noised(a, 0.1)), {"dominant_share": 0.6})
+        table = tables(result.blocks)["Layers by their share of the change"]
+        shares = [row[3] for row in table.rows]
+        assert shares == sorted(shares, reverse=True)
+        assert table.total == len(a)
+        assert len(table.rows) == 20
+
+
+def names_of(a: State, b: State, dominant: float = 0.6) -> set[str]:
+    pair: Pair = pair_of(a, b)
+    return {pattern.name for pattern in patterns(pair, dominant)}
+
+
+def moved(state: State, *parts: str, share: float = 0.05) -> State:
+    """Move the tensors whose name holds one of `parts`."""
+    other = noised(state, share)
+    return {
+        name: other[name] if any(part in name for part in parts) else values for name, values in state.items()
+    }
+
+
+class TestPatterns:
+    @pytest.mark.parametrize(
+        ("parts", "expected"),
+        [
+            (("layers.5", "layers.4"), {"frozen prefix", "late-layer-dominant"}),
+            (("layers.0", "layers.1"), {"early-layer-dominant"}),
+            (("lm_head",), {"head only"}),
+            (("embed_tokens",), {"embedding only"}),
+            (("norm",), {"norm and bias only"}),
+            (("self_attn",), {"attention-dominant"}),
+            (("mlp",), {"feed-forward-dominant"}),
+        ],
+    )
+    def test_pattern_of_where_it_changed(self, parts, expected):
+        assert names_of(base(), moved(base(), *parts)) == expected
+
+    def test_everything_moved(self):
+        assert "full" in names_of(base(), noised(base(), 0.05))
+
+    def test_kinds_of_change(self):
+        a, draw = base(), np.random.default_rng(0)
+        low = {**a, UP: (a[UP] + draw.normal(size=(96, 2)) @ draw.normal(size=(2, 32))).astype("f4")}
+        assert "low-rank" in names_of(a, low)
+        assert "pruned" in names_of(a, {**a, UP: np.where(np.abs(a[UP]) < 0.05, 0, a[UP]).astype("f4")})
+        assert "scaled" in names_of(a, {**a, UP: a[UP] * np.float32(1.25)})
+        assert "permuted" in names_of(a, {**a, UP: a[UP][::-1].copy()})
+        assert names_of(a, {name: values.astype("f2") for name, values in a.items()}) == {"cast"}
+        assert "vocabulary resized" in names_of(
+            a, {**a, "lm_head.weight": np.concatenate([a["lm_head.weight"], np.ones((3, 32), "f4")])}
+        )
+        assert "non-finite" in names_of(a, {**a, UP: np.full_like(a[UP], np.nan)})
+        assert "layers inserted" in names_of(transformer(layers=2, hidden=32, inner=96, vocab=40), a)
+        assert "quantized" in names_of(
+            a,
+            {n: v for n, v in a.items() if n != UP}
+            | {UP.replace("weight", "qweight"): np.zeros((4, 48), "i4")},
+        )
+
+    def test_equal_states_show_no_pattern(self):
+        assert names_of(base(), base()) == set()
+
+    def test_dominant_share_is_a_limit(self):
+        # Of an even update the MLPs hold 2 * 96 + 32 parts, attention holds 4 * 32: 224 / 352 = 0.636.
+        assert "feed-forward-dominant" in names_of(base(), moved(base(), "proj"), 0.62)
+        assert "feed-forward-dominant" not in names_of(base(), moved(base(), "proj"), 0.65)
+
+    def test_because_holds_the_numbers(self):
+        (pattern,) = patterns(pair_of(base(), moved(base(), "mlp")), 0.6)
+        assert pattern.because == "100.0% of the squared change"

@@ -16,7 +16,7 @@ from diffai_jupyter.scan.kernel import Edges, Kernel, Vector, Workspace, equal_s
 from diffai_jupyter.scan.pair import Pair, PairedTensor
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.stats import BothStats, Digest, SideStats, TensorStats
-from diffai_jupyter.scan.tiles import TILE_ELEMENTS, Block, Tiling
+from diffai_jupyter.scan.tiles import SLAB_TILES, TILE_ELEMENTS, Block, Tiling
 
 UNIT_BYTES = 64 << 20
 UNIT_TENSORS = 256
@@ -280,7 +280,7 @@ def _plain(sample: Array) -> Array:
 
 def _slab_rows(tiling: Tiling, slab: int, top: int) -> int:
     """Return how many rows a slab touches."""
-    last = max(block.rows[1] for block in tiling.blocks(slab, block_tiles=512))
+    last = max(block.rows[1] for block in tiling.blocks(slab, SLAB_TILES))
     return last - top
 
 

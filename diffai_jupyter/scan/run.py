@@ -14,6 +14,7 @@ import numpy as np
 from diffai_jupyter.checkpoint.dtypes import Array
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
+from diffai_jupyter.scan.tiles import BLOCK_TILES
 
 Item = TypeVar("Item")
 Tick = Callable[[str, int, int], None]
@@ -45,7 +46,7 @@ class Run:
     workers: int | None = None
     seconds: float | None = None
     matrix_bytes: int = 256 << 20
-    block_tiles: int = 4
+    block_tiles: int = BLOCK_TILES
     tick: Tick | None = None
     _start: float = field(default_factory=time.monotonic, repr=False)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from diffai_jupyter.checkpoint.tensor import Span
 
-TILE_ELEMENTS = 1 << 15
-SLAB_TILES = 512
-BLOCK_TILES = 4
+TILE_ELEMENTS = 1 << 17
+"""Elements of a tile. With fewer, threads spend their time handing the interpreter lock to each other."""
+SLAB_TILES = 128
+BLOCK_TILES = 2
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +28,7 @@ from diffai_jupyter.contract.blocks import (
 from diffai_jupyter.contract.declaration import Analysis
 from diffai_jupyter.contract.report import Report, Side, TensorRow
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.evidence import REASONS, measured
+from diffai_jupyter.evidence import measured
 from diffai_jupyter.facts.changes import Status
 from diffai_jupyter.options import Settings
 from diffai_jupyter.report.change import HEADERS_ONLY
@@ -188,11 +187,12 @@ def _key_numbers(report: Report) -> Facts:
     facts += _reported(report)
     if report.change.value.value == HEADERS_ONLY:
         return Facts(tuple(facts))
-    changed = sum(int(row.numbers.get("changed") or 0) for row in report.tensors)
+    compared = [row.numbers for row in report.tensors if row.numbers.get("changed") is not None]
+    changed, elements = (sum(int(numbers[key] or 0) for numbers in compared) for key in ("changed", "size_b"))
     fates = ", ".join(f"{counts[s.value]} {s.value}" for s in Status if counts.get(s.value))
     facts[1:1] = [
         Fact("tensors", measured(fates or "none", source)),
-        Fact("elements changed", measured(f"{changed} of {report.coverage.elements}", source)),
+        Fact("elements changed", measured(f"{changed} of {elements}", source)),
         Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}"),
         Fact("NaN or infinite in B", measured(sum(_bad(row, "b") for row in report.tensors), source)),
     ]
@@ -367,7 +367,7 @@ def _plain_form(form: str) -> str:
 
 
 def _small_print(analysis: Analysis[Any], result: Result) -> list[Block]:
-    """Return assumptions, what was not looked at, remedies for unknowns, and the method."""
+    """Return assumptions, what was not looked at, and the method."""
     assumptions = list(
         dict.fromkeys([*(v.assumption for v in result.values.values() if v.assumption), *result.assumptions])
     )
@@ -376,15 +376,8 @@ def _small_print(analysis: Analysis[Any], result: Result) -> list[Block]:
         found.append(Sentence("Assumes: {text}.", {"text": "; ".join(assumptions)}))
     if result.unreached:
         found.append(Sentence("Not looked at: {text}.", {"text": "; ".join(result.unreached)}))
-    reasons = dict.fromkeys(v.reason for v in result.values.values() if v.reason)
-    found += [Sentence("{code}: {sentence} {remedy}", _reason_words(code)) for code in reasons if code]
     found.append(Sentence("Method: {text}", {"text": " ".join(analysis.references)}))
     return found
-
-
-def _reason_words(code: str) -> Mapping[str, object]:
-    reason = REASONS[code]
-    return {"code": code, "sentence": reason.sentence, "remedy": reason.remedy}
 
 
 def _pending(report: Report) -> list[Block]:

@@ -1,0 +1,155 @@
+"""The first screen of a report: what kind of change, what must not be overlooked, the numbers that matter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffai_jupyter.contract.blocks import Block, Fact, Facts, Notice, Sentence, Severity
+from diffai_jupyter.contract.report import Report, Side, TensorRow
+from diffai_jupyter.evidence import measured
+from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.report.change import HEADERS_ONLY
+from diffai_jupyter.wording import Name, plural, show_name, write_bytes
+
+LISTED = 5
+ALARMS = 2
+
+
+def headline(report: Report) -> Sentence:
+    """Return the sentence about the kind of change."""
+    return Sentence(report.change.headline, report.change.said, is_strong=True)
+
+
+def summary(report: Report) -> tuple[Block, ...]:
+    """Return the blocks of the first screen."""
+    blocks: list[Block] = [headline(report), *alarms(report), _key_numbers(report), _coverage(report)]
+    blocks += [
+        Notice(Severity.WARNING, "{warning}", {"warning": Name(text)}) for text in report.coverage.warnings
+    ]
+    return tuple(blocks)
+
+
+def alarms(report: Report) -> list[Block]:
+    """Return what must not be overlooked whatever was asked for: NaN and infinity, and dead rows."""
+    alarms: list[Block] = []
+    bad = [row for row in report.tensors if row.status != Status.REMOVED.value and _bad(row, "b")]
+    for row in bad[:ALARMS]:
+        is_new = _bad(row, "b") > _bad(row, "a")
+        where = row.numbers.get("first_bad_b")
+        alarms.append(
+            Notice(
+                Severity.CRITICAL if is_new else Severity.WARNING,
+                "{n} in {name} of B, the first at {at}" + ("." if is_new else "; A has them too."),
+                {
+                    "n": plural(_bad(row, "b"), "NaN or infinite element"),
+                    "name": Name(row.name),
+                    "at": str(_index(row, where if isinstance(where, int) else 0)),
+                },
+            )
+        )
+    if len(bad) > ALARMS:
+        alarms.append(
+            Notice(
+                Severity.CRITICAL, "NaN or infinity in {n} further tensors of B.", {"n": len(bad) - ALARMS}
+            )
+        )
+    dead = [
+        (row, int(row.numbers.get("new_zero_rows") or 0))
+        for row in report.tensors
+        if row.numbers.get("new_zero_rows")
+    ]
+    if dead:
+        alarms.append(
+            Notice(
+                Severity.WARNING,
+                "{n} of B are all zero where those of A are not (dead units), in {tensors}.",
+                {
+                    "n": plural(sum(n for _, n in dead), "row"),
+                    "tensors": [Name(row.name) for row, _ in dead[:LISTED]],
+                },
+            )
+        )
+    return alarms
+
+
+def _bad(row: TensorRow, side: str) -> int:
+    return int(row.numbers.get(f"nan_{side}") or 0) + int(row.numbers.get(f"inf_{side}") or 0)
+
+
+def _index(row: TensorRow, flat: int) -> list[int]:
+    """Return the index of a flat position in B's shape."""
+    index: list[int] = []
+    for length in reversed(row.shapes[1] or ()):
+        flat, place = divmod(flat, length)
+        index.append(place)
+    return index[::-1]
+
+
+def _key_numbers(report: Report) -> Facts:
+    counts: dict[str, int] = {}
+    for row in report.tensors:
+        counts[row.status] = counts.get(row.status, 0) + 1
+    source = "elementwise comparison"
+    facts = [
+        Fact("kind of change", report.change.value),
+        Fact("size", measured(_same_or_both(_size(report.a), _size(report.b)), "headers")),
+    ]
+    facts += _reported(report)
+    if report.change.value.value == HEADERS_ONLY:
+        return Facts(tuple(facts))
+    compared = [row.numbers for row in report.tensors if row.numbers.get("changed") is not None]
+    changed, elements = (sum(int(numbers[key] or 0) for numbers in compared) for key in ("changed", "size_b"))
+    fates = ", ".join(f"{counts[s.value]} {s.value}" for s in Status if counts.get(s.value))
+    facts[1:1] = [
+        Fact("tensors", measured(fates or "none", source)),
+        Fact("elements changed", measured(f"{changed} of {elements}", source)),
+        Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}"),
+        Fact("NaN or infinite in B", measured(sum(_bad(row, "b") for row in report.tensors), source)),
+    ]
+    return Facts(tuple(facts))
+
+
+def _reported(report: Report) -> list[Fact]:
+    """Return what side-cars of both checkpoints report, as A→B."""
+    found = []
+    known = set(report.a.training) & set(report.b.training)
+    for label in ("step", "eval_loss" if "eval_loss" in known else "training loss"):
+        a, b = report.a.training.get(label), report.b.training.get(label)
+        if a is not None and b is not None:
+            found.append(
+                Fact(
+                    label,
+                    replace(b, value=_same_or_both(a.value, b.value)),
+                    "{:.4g}" if "loss" in label else "{}",
+                )
+            )
+    return found
+
+
+def _same_or_both(a: object, b: object) -> object:
+    return a if a == b else (a, b)
+
+
+def _size(side: Side) -> str:
+    return f"{side.parameters} elements in {'+'.join(side.dtypes) or 'no dtype'}, {write_bytes(side.nbytes)}"
+
+
+def _coverage(report: Report) -> Sentence:
+    coverage = report.coverage
+    if report.change.value.value == HEADERS_ONLY:
+        return Sentence("Coverage: headers of {n} tensors; no tensor was read.", {"n": coverage.total})
+    left = coverage.not_compared
+    names = [Name(f"{show_name(name, 60)} ({reason})") for name, reason in left[:LISTED]]
+    template = "Coverage: {compared} of {total} tensors compared by value, {elements} elements."
+    if left:
+        template += " Not compared: {names}" + (" and {more} more." if len(left) > LISTED else ".")
+    return Sentence(
+        template,
+        {
+            "compared": coverage.compared,
+            "total": coverage.total,
+            "elements": coverage.elements,
+            "names": names,
+            "more": len(left) - LISTED,
+        },
+    )

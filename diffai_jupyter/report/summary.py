@@ -31,12 +31,12 @@ def summary(report: Report) -> tuple[Block, ...]:
 
 def alarms(report: Report) -> list[Block]:
     """Return what must not be overlooked whatever was asked for: NaN and infinity, and dead rows."""
-    alarms: list[Block] = []
+    found: list[Block] = []
     bad = [row for row in report.tensors if row.status != Status.REMOVED.value and _bad(row, "b")]
     for row in bad[:ALARMS]:
         is_new = _bad(row, "b") > _bad(row, "a")
         where = row.numbers.get("first_bad_b")
-        alarms.append(
+        found.append(
             Notice(
                 Severity.CRITICAL if is_new else Severity.WARNING,
                 "{n} in {name} of B, the first at {at}" + ("." if is_new else "; A has them too."),
@@ -48,7 +48,7 @@ def alarms(report: Report) -> list[Block]:
             )
         )
     if len(bad) > ALARMS:
-        alarms.append(
+        found.append(
             Notice(
                 Severity.CRITICAL, "NaN or infinity in {n} further tensors of B.", {"n": len(bad) - ALARMS}
             )
@@ -59,7 +59,7 @@ def alarms(report: Report) -> list[Block]:
         if row.numbers.get("new_zero_rows")
     ]
     if dead:
-        alarms.append(
+        found.append(
             Notice(
                 Severity.WARNING,
                 "{n} of B are all zero where those of A are not (dead units), in {tensors}.",
@@ -69,7 +69,7 @@ def alarms(report: Report) -> list[Block]:
                 },
             )
         )
-    return alarms
+    return found
 
 
 def _bad(row: TensorRow, side: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from diffai_jupyter.checkpoint.tensor import Tensor
-from diffai_jupyter.scan.kernel import Both, empty_both
+from diffai_jupyter.scan.kernel import equal_sums
 from diffai_jupyter.scan.pair import PairedTensor, Rule
 from diffai_jupyter.scan.stats import BothStats, TensorStats
 from diffai_jupyter.scan.tiles import Tiling
@@ -94,8 +94,5 @@ def _join(lost: Entry, found: Entry) -> Entry:
     side = lost[1].a
     if side is None:
         return tensor, lost[1]
-    sums = empty_both()
-    sums[Both.FINITE] = side.finite
-    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = side.squares
-    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = side.size
-    return tensor, TensorStats(side, found[1].b, BothStats(side.size, sums), lost[1].digest)
+    both = BothStats(side.size, equal_sums(side.sums, side.size))
+    return tensor, TensorStats(side, found[1].b, both, lost[1].digest)

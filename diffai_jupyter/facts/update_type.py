@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from diffai_jupyter.checkpoint.tensor import FileRange, Tensor
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.changes import Status, TensorChange, changes
 from diffai_jupyter.facts.levels import quantized_levels
@@ -141,12 +142,11 @@ def _without_change(
     return Kind.IDENTICAL, {"tensors": len(found)}
 
 
-def _partition(tensors: object) -> frozenset[frozenset[str]]:
+def _partition(tensors: Mapping[str, Tensor]) -> frozenset[frozenset[str]]:
     """Return which stored names lie in one file."""
     files: dict[str, set[str]] = {}
-    if isinstance(tensors, dict):
-        for name, tensor in tensors.items():
-            files.setdefault(getattr(getattr(tensor, "file", None), "path", ""), set()).add(name)
+    for name, tensor in tensors.items():
+        files.setdefault(tensor.file.path if isinstance(tensor, FileRange) else "", set()).add(name)
     return frozenset(frozenset(names) for names in files.values())
 
 

@@ -282,12 +282,20 @@ class Kernel:
         return start + row * self.n_cols + col
 
 
-def equal_sums(tile: SideTile) -> Vector:
-    """Return the sums of the differences of a tile that has the same bits on both sides."""
+def equal_sums(side: Vector, size: int) -> Vector:
+    """Return the sums of the differences where both sides hold the same bits.
+
+    Parameters
+    ----------
+    side : ndarray of float64
+        Slots of `Side`, the same for A and B.
+    size : int
+        Number of elements.
+    """
     sums = empty_both()
-    sums[Both.FINITE] = tile.values.size if tile.finite is None else np.count_nonzero(tile.finite)
-    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = tile.sums[Side.SQUARES]
-    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = tile.values.size
+    sums[Both.FINITE] = size - side[Side.NAN : Side.NEGATIVE_INF + 1].sum()
+    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = side[Side.SQUARES]
+    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = size
     return sums
 
 

@@ -220,7 +220,9 @@ class _Gathering:
         side_a = None if a is None else self._kernel.side(a, 0, start)
         side_b = side_a if b is a else None if b is None else self._kernel.side(b, 1, start)
         if a is not None and b is not None and side_a is not None and side_b is not None:
-            both = equal_sums(side_a) if b is a else self._kernel.both(a, b, side_a, side_b, start)
+            both = (
+                equal_sums(side_a.sums, a.size) if b is a else self._kernel.both(a, b, side_a, side_b, start)
+            )
             self._tiles[2].append(both)
         for which, side in enumerate((side_a, side_b)):
             if side is None:

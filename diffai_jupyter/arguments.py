@@ -29,6 +29,7 @@ EXAMPLES = """\
 """
 INTRODUCTION = """\
 Compare checkpoint A with checkpoint B: files, folders, or in a notebook the names of variables.
+Also org/model@revision in the Hugging Face cache, and addresses: hf://org/model, https://, s3://.
 In a notebook write %diffai, or %%diffai with flags on the lines below it; in a terminal, diffai.
 In a notebook, $name and {expression} stand for values; {{ and }} for braces.
 A flag with [=PATH] takes a path only after the equals sign.

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.contract.blocks import Chart, Document
 from diffai_jupyter.contract.report import Draft, Report
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.errors import ArgumentError, SourceError
+from diffai_jupyter.errors import ArgumentError, DiffaiError, SourceError
 from diffai_jupyter.facts.update_type import update_type
 from diffai_jupyter.options import Request
-from diffai_jupyter.readers import open_checkpoint
+from diffai_jupyter.readers import local_folder, open_checkpoint, release
+from diffai_jupyter.readers.sources.folder import NoWeights
+from diffai_jupyter.readers.sources.remote import RemoteFile
+from diffai_jupyter.readers.sources.tree import Tree, are_same, left_out, list_tree, match
 from diffai_jupyter.render.data import render_json, render_yaml
 from diffai_jupyter.render.html import render_html, render_page
 from diffai_jupyter.render.markdown import render_markdown
 from diffai_jupyter.render.text import render_text
+from diffai_jupyter.report.folders import FolderPair, lay_out_folders, write_folders
 from diffai_jupyter.report.layout import lay_out
 from diffai_jupyter.report.request import request_of
 from diffai_jupyter.report.writing import results_on_draft, write_report
+from diffai_jupyter.scan.merging import reconcile
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import Filters, pair_checkpoints
 from diffai_jupyter.scan.run import Run
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 Tick = Callable[[str, int, int], None]
 
 MARKDOWN_FLAG, CHARTS_FLAG = "markdown-output", "include-charts"
+_OF_ONE_PAIR = ("generate-report", MARKDOWN_FLAG, CHARTS_FLAG)
 
 
 class Comparison:
@@ -84,8 +91,15 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 when every value is equal, 1 when something differs; reads the tensors if they were not read yet."""
+        """0 when every value is equal, 1 when something differs or nothing tells.
+
+        Reads the tensors if they were not read yet, but does not download them for this alone: then only
+        the same files on both sides are known to be equal.
+        """
         if not self.report.tensors and self.pair.tensors:
+            files_a, files_b = self.pair.a.files, self.pair.b.files
+            if any(isinstance(file, RemoteFile) for file in (*files_a, *files_b)):
+                return 0 if files_a == files_b else 1
             return 0 if update_type(self.pair).is_equal else 1
         return 0 if self.report.change.is_equal else 1
 
@@ -178,6 +192,58 @@ class Comparison:
         return render_markdown(self.document())
 
 
+class FolderComparison(Comparison):
+    """Two folders compared, checkpoint by checkpoint.
+
+    Parameters
+    ----------
+    found : FolderPair
+        What was found in them.
+    children : mapping of str to Comparison
+        The pairs that were compared, by path inside the folders.
+    request : Request
+        What was asked for.
+
+    Attributes
+    ----------
+    children : mapping of str to Comparison
+        The same.
+    """
+
+    def __init__(self, found: FolderPair, children: Mapping[str, Comparison], request: Request) -> None:
+        self._found = found
+        self._request = request
+        self.children = children
+        self.report = write_folders(found)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every checkpoint has a partner and equals it, 1 else."""
+        is_equal = self._found.is_matched and all(child.exit_code == 0 for child in self.children.values())
+        return 0 if is_equal else 1
+
+    def document(self) -> Document:
+        """Return the report laid out in blocks."""
+        return lay_out_folders(self.report, self._found, self._request.settings)
+
+    def __getitem__(self, name: str) -> Result:
+        """Refuse: the results of the analyses are those of the pairs."""
+        msg = f"{name}: each pair has results of its own, in children[PATH][NAME]."
+        raise KeyError(msg)
+
+    def to_pandas(self) -> DataFrame:
+        """Return one row per tensor as a data frame, with the path of the checkpoint; needs pandas."""
+        from diffai_jupyter.render.frame import tensor_frame
+
+        reports = [(name, child.report) for name, child in self.children.items() if child.report.tensors]
+        if not reports:
+            return tensor_frame(self.report)
+        frames = {name: tensor_frame(report) for name, report in reports}
+        import pandas as pd
+
+        return pd.concat(frames, names=["checkpoint"]).reset_index(level=0).reset_index(drop=True)
+
+
 def _without(request: Request, flag: str) -> tuple[str, ...]:
     return tuple(asked for asked in request.analyses if asked != flag)
 
@@ -218,8 +284,25 @@ def run_comparison(
     SourceError
         If a checkpoint cannot be read.
     """
+    try:
+        first, second = open_checkpoint(a, names[0]), open_checkpoint(b, names[1])
+    except NoWeights:
+        trees = _trees(a, b)
+        if trees is None:
+            raise
+        comparison: Comparison = _compare_trees(*trees, request, tick)
+    else:
+        comparison = _compare_opened(first, second, request, tick)
+    finally:
+        release()
+    if MARKDOWN_FLAG in request.paths:
+        comparison.to_markdown(request.paths[MARKDOWN_FLAG])
+    return comparison
+
+
+def _compare_opened(first: Checkpoint, second: Checkpoint, request: Request, tick: Tick | None) -> Comparison:
     settings = request.settings
-    first, second = open_checkpoint(a, names[0]), open_checkpoint(b, names[1])
+    first, second = reconcile(first, second)
     filters = Filters(settings["path"] or "", settings["ignore_keys_regex"] or "")
     pair = pair_checkpoints(
         first, second, Run(workers=settings["workers"], tick=tick), settings["epsilon"], filters
@@ -227,10 +310,59 @@ def run_comparison(
     if pair.left_out and not pair.tensors:
         msg = f"No tensor is left: {show_name(pair.left_out[0][1])} leaves out all {len(pair.left_out)}."
         raise ArgumentError(msg)
-    comparison = Comparison(pair, request)
-    if MARKDOWN_FLAG in request.paths:
-        comparison.to_markdown(request.paths[MARKDOWN_FLAG])
-    return comparison
+    return Comparison(pair, request)
+
+
+def _trees(a: object, b: object) -> tuple[Tree, Tree] | None:
+    """Return both sides as trees, if they are folders that hold checkpoints and are none as a whole."""
+    folders = local_folder(a), local_folder(b)
+    if folders[0] is None or folders[1] is None or not all(_holds_several(folder) for folder in (a, b)):
+        return None
+    first, second = list_tree(folders[0]), list_tree(folders[1])
+    return (first, second) if first.units and second.units else None
+
+
+def _holds_several(folder: object) -> bool:
+    try:
+        open_checkpoint(folder)
+    except NoWeights:
+        return True
+    return False
+
+
+def _compare_trees(a: Tree, b: Tree, request: Request, tick: Tick | None) -> FolderComparison:
+    """Compare the checkpoints of two trees pair by pair; one that cannot be read does not stop the others."""
+    matched = match(a, b)
+    of_each = replace(request, analyses=tuple(f for f in request.analyses if f not in _OF_ONE_PAIR), paths={})
+    children: dict[str, Comparison] = {}
+    same, unread = [], []
+    refusal: ArgumentError | None = None
+    for i, (unit_a, unit_b) in enumerate(matched.pairs):
+        name = unit_a.name if unit_a.name == unit_b.name else f"{unit_a.name} → {unit_b.name}"
+        counted = tick and _counted(tick, f"{i + 1} of {len(matched.pairs)}")
+        try:
+            children[name] = _compare_opened(a.open(unit_a), b.open(unit_b), of_each, counted)
+        except ArgumentError as error:
+            # The filter leaves nothing of this pair: it was not asked about.
+            refusal = error
+        except DiffaiError as error:
+            if are_same(a, unit_a, b, unit_b):
+                same.append(name)
+            else:
+                unread.append((name, str(error)))
+    if refusal is not None and not children:
+        raise refusal
+    reports = tuple(child.report for child in children.values())
+    found = FolderPair(
+        show_name(str(a.root)), show_name(str(b.root)), tuple(children), reports, tuple(same), tuple(unread),
+        matched.only_a, matched.only_b, left_out(a, b),
+        tuple(flag for flag in _OF_ONE_PAIR if flag in request.analyses and flag not in request.paths),
+    )
+    return FolderComparison(found, children, request)
+
+
+def _counted(tick: Tick, which: str) -> Tick:
+    return lambda stage, done, total: tick(f"{stage} ({which})", done, total)
 
 
 def compare(a: object, b: object, **flags: Any) -> Comparison:
@@ -239,7 +371,8 @@ def compare(a: object, b: object, **flags: Any) -> Comparison:
     Parameters
     ----------
     a, b : path or live object
-        Files, folders, state dicts, modules, dicts of arrays.
+        Files, folders, names of models in the Hugging Face cache, addresses, state dicts, modules, dicts of
+        arrays. Two folders that hold several checkpoints are compared one by one.
     **flags
         The flags of the command line with underscores: ``change_summary=True``, ``top=30``,
         ``all=True``.

@@ -84,6 +84,7 @@ REASONS: Mapping[str, Reason] = {
         Reason("TIME_BUDGET", "The time budget ended first."),
         Reason("INTERRUPTED", "The run was interrupted."),
         Reason("NOT_READ", "Only headers were read.", "Ask for an analysis that reads values, or for none."),
+        Reason("NOT_COUNTED", "The factors of an adapter do not tell how many elements of their product changed."),
         Reason("NOT_BUILT", "This part of the tool is not built yet."),
     )
 }

@@ -284,18 +284,21 @@ def test_scaled_head_only_buffers_and_norms(save, base):
     assert kind(compare(save("e", buffered), save("f", other))) == "buffers only"
 
 
-def test_packed_modules_look_quantized_by_name(tmp_path, save, base):
+def test_packed_modules_are_decoded_and_not_called_a_copy(tmp_path, save, base):
     state = {name: ("F32", value) for name, value in base.items() if name != UP}
     stem = UP.removesuffix("weight")
     state |= {
-        stem + "qweight": ("I32", np.zeros((8, 160), np.int32)),
+        stem + "qweight": ("I32", np.full((8, 160), 0x22222222, np.int32)),
         stem + "qzeros": ("I32", np.zeros((2, 20), np.int32)),
         stem + "scales": ("F16", np.ones((2, 160), np.float16)),
         stem + "g_idx": ("I32", np.zeros(64, np.int32)),
     }
     found = compare(save("a", base), write_safetensors(tmp_path / "b.safetensors", state))
-    assert kind(found) == "quantized"
-    assert "does not decode them yet" in words(found)
+    assert kind(found) == "some layers"  # it decodes to ones
+    (row,) = [row for row in found.report.tensors if row.name == UP]
+    assert (row.dtypes, row.status) == (("f32", "gptq4"), "changed")
+    assert not rows(found, "added")
+    assert not rows(found, "removed")
 
 
 def test_resharded_folder_is_equal(tmp_path, base):

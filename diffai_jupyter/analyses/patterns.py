@@ -126,6 +126,8 @@ def _quantized(pair: Pair, kind: Kind) -> str:
     numbers = update_type(pair).numbers
     if "modules" in numbers:
         return f"B packs {plural(int(str(numbers['modules'])), 'module')} that A does not"
+    if "sqnr" in numbers:
+        return f"{numbers['matrices']} matrices: {numbers['a']} to {numbers['b']}, SQNR {numbers['sqnr']:.1f} dB"
     return f"at most {numbers['levels']} distinct values in {numbers['group']} neighbours, {numbers['levels_a']} in A"
 
 

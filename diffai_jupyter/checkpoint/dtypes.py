@@ -65,6 +65,8 @@ class Dtype:
         Given for floating-point dtypes.
     opaque : str
         Why the codes cannot be turned into numbers; empty when they can.
+    packing : str
+        Layout of a quantized matrix, such as ``"GPTQ"``; empty for what is stored number by number.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Dtype:
     value: str
     layout: FloatLayout | None = None
     opaque: str = ""
+    packing: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -82,7 +85,7 @@ class Dtype:
         """One of ``"float"``, ``"integer"``, ``"bool"``, ``"complex"``."""
         if self.layout is not None:
             return "float"
-        return {"c": "complex", "b": "bool"}.get(np.dtype(self.value).kind, "integer")
+        return {"c": "complex", "b": "bool", "f": "float"}.get(np.dtype(self.value).kind, "integer")
 
     @property
     def is_packed(self) -> bool:
@@ -159,6 +162,23 @@ DTYPES = {
         *_INTEGERS,
     )
 }
+
+
+def quantized(name: str, packing: str, bits: int, opaque: str = "") -> Dtype:
+    """Return the dtype of a quantized matrix, which decodes to float32.
+
+    Parameters
+    ----------
+    name : str
+        Short name, such as ``"gptq4"``.
+    packing : str
+        The layout in words.
+    bits : int
+        Bits of one code, without scales.
+    opaque : str
+        Why it cannot be decoded; empty when it can.
+    """
+    return Dtype(name, bits, "u1", "<f4", None, opaque, packing)
 
 
 def dtype_of(array: Array) -> Dtype:

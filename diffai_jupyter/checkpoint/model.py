@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from diffai_jupyter.checkpoint.storage import StoredFile
+from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Value, unknown
 
@@ -97,7 +97,7 @@ class Checkpoint:
         Container format, such as ``"safetensors"``.
     tensors : mapping of str to Tensor
         By stored name, in sorted order.
-    files : tuple of StoredFile
+    files : tuple of Storage
         Where the bytes are; empty for live objects.
     config : mapping
         ``config.json`` and its like; empty where none was found.
@@ -116,7 +116,7 @@ class Checkpoint:
     source: str
     format: str
     tensors: Mapping[str, Tensor]
-    files: tuple[StoredFile, ...] = ()
+    files: tuple[Storage, ...] = ()
     config: Mapping[str, Json] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     training: Training = field(default_factory=Training)

@@ -6,10 +6,13 @@ comes back short instead, and says so.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +24,68 @@ _OPEN_FLAGS = (
 )
 
 
+class Storage(ABC):
+    """Bytes that are read by range: a file, a file elsewhere, or the unpacked content of either.
+
+    Attributes
+    ----------
+    path : str
+        What messages call it.
+    size : int
+        Bytes.
+    """
+
+    path: str
+    size: int
+
+    @abstractmethod
+    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        """Read `count` bytes from `offset` on.
+
+        Raises
+        ------
+        SourceError
+            If the bytes are not there any more.
+        """
+
+    def digested(self, digest: str) -> Storage:
+        """Return the same bytes, known by the digest of their header as well."""
+        del digest
+        return self
+
+    def stream(self) -> io.BufferedReader:
+        """Return the bytes as a file object that libraries can read and seek in."""
+        return io.BufferedReader(_Stream(self), 1 << 16)
+
+
+class _Stream(io.RawIOBase):
+    """A `Storage` as a raw file object."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__()
+        self._storage, self._place = storage, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._storage.size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def readinto(self, target: Any) -> int:
+        room = memoryview(target).cast("B")
+        count = max(0, min(len(room), self._storage.size - self._place))
+        room[:count] = self._storage.read(self._place, count).data
+        self._place += count
+        return count
+
+
 @dataclass(frozen=True)
-class StoredFile:
+class StoredFile(Storage):
     """A file of a checkpoint.
 
     Parameters
@@ -64,6 +127,10 @@ class StoredFile:
                 self.path, "the file ends too soon; it is truncated or still being written", offset + done
             )
         return buffer
+
+    def digested(self, digest: str) -> StoredFile:
+        """Return the same file, known by the digest of its header as well."""
+        return replace(self, digest=digest)
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> StoredFile:

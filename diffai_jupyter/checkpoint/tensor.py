@@ -1,21 +1,24 @@
 """One kind of tensor, wherever it is stored.
 
 Every tensor reads as a two-dimensional grid: a scalar or a vector is one row, a convolution
-kernel is flattened behind its first axis. Leaves hold bytes (`FileRange`) or an array
-(`ArrayTensor`); views (`Rows`, `Transposed`) speak the same protocol and compose. All are
-frozen and picklable, so that work on them can be sent elsewhere.
+kernel is flattened behind its first axis. Leaves hold bytes (`FileRange`, `Strided`) or an array
+(`ArrayTensor`); the views of `diffai_jupyter.checkpoint.views` speak the same protocol and compose.
+All are frozen and picklable, so that work on them can be sent elsewhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Array, Dtype
-from diffai_jupyter.checkpoint.storage import StoredFile
+from diffai_jupyter.checkpoint.storage import Storage
 
 Span = tuple[int, int]
 
@@ -68,6 +71,11 @@ class Tensor(ABC):
         """Flat position of the first element in the stored tensor."""
         return 0
 
+    @property
+    def homes(self) -> frozenset[str]:
+        """Paths of the files it is stored in; empty in memory."""
+        return frozenset()
+
     @abstractmethod
     def codes(self, rows: Span, cols: Span) -> Array | None:
         """Return stored codes, one per element, or None where a code is not one element.
@@ -117,23 +125,31 @@ class FileRange(Tensor):
 
     Parameters
     ----------
-    file : StoredFile
-        The file, known by path, size and modification time.
+    file : Storage
+        Where its bytes are.
     offset : int
         First byte.
     shape, dtype, parts
         As in `Tensor`.
+    is_swapped : bool
+        Whether the bytes of each code stand in big-endian order.
     """
 
-    file: StoredFile
+    file: Storage
     offset: int
     shape: tuple[int, ...]
     dtype: Dtype
     parts: tuple[str, ...]
+    is_swapped: bool = False
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nbytes", self.dtype.nbytes(self.size))
+
+    @property
+    def homes(self) -> frozenset[str]:
+        """Path of its file."""
+        return frozenset((self.file.path,))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -158,13 +174,126 @@ class FileRange(Tensor):
         bits = self.dtype.bits
         if not self.dtype.is_packed:
             raw = self.file.read(self.offset + first * bits // 8, count * bits // 8)
-            return raw.view(self.dtype.code)
+            return in_order(raw.view(self.dtype.code), self.is_swapped)
         start = first * bits // 8
         stop = -(-(first + count) * bits // 8) if count else start
         raw = self.file.read(self.offset + start, stop - start)
         nibbles = np.empty(2 * raw.size, dtype=np.uint8)
         nibbles[0::2], nibbles[1::2] = raw & 15, raw >> 4
         return nibbles[first % 2 : first % 2 + count]
+
+
+@dataclass(frozen=True)
+class Strided(Tensor):
+    """A tensor whose elements lie anywhere in one range of a file: transposed, expanded, cut out.
+
+    Use `strided` to make one: it finds the simpler form where there is one.
+
+    Parameters
+    ----------
+    file : Storage
+        Where its bytes are.
+    offset : int
+        Byte of the element whose indices are all zero.
+    shape, dtype, parts
+        As in `Tensor`; the dtype takes whole bytes.
+    strides : tuple of int
+        Elements between neighbours along each axis, not negative; zero where one element is repeated.
+    is_swapped : bool
+        Whether the bytes of each code stand in big-endian order.
+    """
+
+    file: Storage
+    offset: int
+    shape: tuple[int, ...]
+    dtype: Dtype
+    parts: tuple[str, ...]
+    strides: tuple[int, ...]
+    is_swapped: bool = False
+    nbytes: int = field(init=False)
+
+    _GAP = 1 << 12
+    _RUN = 1 << 22
+
+    def __post_init__(self) -> None:
+        lengths = zip(self.shape, self.strides, strict=True)
+        stored = math.prod(length for length, stride in lengths if stride)
+        object.__setattr__(self, "nbytes", self.dtype.nbytes(stored if self.size else 0))
+
+    @property
+    def homes(self) -> frozenset[str]:
+        """Path of its file."""
+        return frozenset((self.file.path,))
+
+    def codes(self, rows: Span, cols: Span) -> Array:
+        """Read the codes of a block: runs of neighbouring elements take one read each."""
+        places = self._places(rows, cols)
+        wanted, where = np.unique(places, return_inverse=True)
+        width = self.dtype.bits // 8
+        found = np.empty(wanted.size, dtype=self.dtype.code)
+        cuts = np.flatnonzero(np.diff(wanted) > self._GAP) + 1
+        for first, last in _runs(wanted, cuts, self._RUN):
+            start = int(wanted[first])
+            raw = self.file.read(self.offset + start * width, (int(wanted[last - 1]) + 1 - start) * width)
+            found[first:last] = raw.view(self.dtype.code)[wanted[first:last] - start]
+        return in_order(found[where.reshape(places.shape)], self.is_swapped)
+
+    def _places(self, rows: Span, cols: Span) -> NDArray[np.int64]:
+        """Return where the elements of a block are, counted in elements from `offset`."""
+        shape, strides = self.shape, self.strides
+        if len(shape) < 2:
+            shape, strides = (1, *shape, *(() if shape else (1,))), (0, *strides, *(() if shape else (0,)))
+        within = np.arange(cols[0], cols[1], dtype=np.int64)
+        places = np.zeros(within.size, dtype=np.int64)
+        for length, stride in zip(shape[:0:-1], strides[:0:-1], strict=True):
+            within, index = np.divmod(within, max(1, length))
+            places += index * stride
+        return np.arange(rows[0], rows[1], dtype=np.int64)[:, np.newaxis] * strides[0] + places
+
+
+def _runs(wanted: NDArray[np.int64], cuts: NDArray[np.int64], longest: int) -> Iterator[tuple[int, int]]:
+    """Yield where runs of sorted places begin and end: at the cuts, and before they get too long."""
+    edges = [0, *cuts.tolist(), wanted.size]
+    for first, last in itertools.pairwise(edges):
+        while first < last:
+            stop = first + int(np.searchsorted(wanted[first:last], wanted[first] + longest))
+            yield first, stop
+            first = stop
+
+
+def strided(
+    file: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Dtype, name: str,
+    is_swapped: bool = False,
+) -> Tensor:
+    """Return a tensor of any strides in its simplest form: a `FileRange` where it is stored row by row.
+
+    Parameters
+    ----------
+    file : Storage
+        Where its bytes are.
+    offset : int
+        Byte of the element whose indices are all zero.
+    shape, strides : tuple of int
+        Strides in elements, not negative.
+    dtype : Dtype
+        Stored dtype.
+    name : str
+        Stored name.
+    is_swapped : bool
+        Whether codes stand in big-endian order.
+    """
+    step, is_plain = 1, True
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        is_plain = is_plain and (length < 2 or stride == step)
+        step *= length
+    if is_plain or 0 in shape:
+        return FileRange(file, offset, shape, dtype, (name,), is_swapped)
+    return Strided(file, offset, shape, dtype, (name,), strides, is_swapped)
+
+
+def in_order(codes: Array, is_swapped: bool) -> Array:
+    """Return codes in this machine's byte order; of a complex number both halves are turned."""
+    return codes.byteswap() if is_swapped and codes.dtype.itemsize > 1 else codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,96 +331,3 @@ class ArrayTensor(Tensor):
             band = array[rows[0] : rows[1]]
             block = band.reshape(band.shape[0], self.grid[1])[:, cols[0] : cols[1]]
         return np.ascontiguousarray(block, dtype=self.dtype.code)
-
-
-@dataclass(frozen=True)
-class Rows(Tensor):
-    """Some consecutive rows of another tensor.
-
-    Parameters
-    ----------
-    base : Tensor
-        A tensor of two or more axes.
-    start, stop : int
-        First row and one past the last.
-    """
-
-    base: Tensor
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Logical shape."""
-        return (self.stop - self.start, *self.base.shape[1:])
-
-    @property
-    def dtype(self) -> Dtype:  # type: ignore[override]
-        """Stored dtype."""
-        return self.base.dtype
-
-    @property
-    def nbytes(self) -> int:  # type: ignore[override]
-        """Bytes as stored."""
-        return self.dtype.nbytes(self.size)
-
-    @property
-    def parts(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Stored names."""
-        return self.base.parts
-
-    @property
-    def origin(self) -> int:
-        """Flat position of the first element in the stored tensor."""
-        return self.base.origin + self.start * self.base.grid[1]
-
-    def codes(self, rows: Span, cols: Span) -> Array | None:
-        """Read codes from the base."""
-        return self.base.codes((self.start + rows[0], self.start + rows[1]), cols)
-
-    def read(self, rows: Span, cols: Span) -> Array:
-        """Read values from the base."""
-        return self.base.read((self.start + rows[0], self.start + rows[1]), cols)
-
-
-@dataclass(frozen=True)
-class Transposed(Tensor):
-    """A matrix read with its axes exchanged.
-
-    Parameters
-    ----------
-    base : Tensor
-        A tensor of two axes.
-    """
-
-    base: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Logical shape."""
-        n_rows, n_cols = self.base.grid
-        return n_cols, n_rows
-
-    @property
-    def dtype(self) -> Dtype:  # type: ignore[override]
-        """Stored dtype."""
-        return self.base.dtype
-
-    @property
-    def nbytes(self) -> int:  # type: ignore[override]
-        """Bytes as stored."""
-        return self.base.nbytes
-
-    @property
-    def parts(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Stored names."""
-        return self.base.parts
-
-    def codes(self, rows: Span, cols: Span) -> Array | None:
-        """Read codes from the base."""
-        codes = self.base.codes(cols, rows)
-        return None if codes is None else np.ascontiguousarray(codes.T)
-
-    def read(self, rows: Span, cols: Span) -> Array:
-        """Read values from the base."""
-        return np.ascontiguousarray(self.base.read(cols, rows).T)

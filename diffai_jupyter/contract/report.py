@@ -152,6 +152,8 @@ class Report:
         Effective settings.
     children : tuple of Report
         Comparisons inside this one.
+    pairing : tuple of (str, str, str)
+        Names in A and in B, and how they were paired; empty unless asked for.
     """
 
     a: Side
@@ -164,6 +166,7 @@ class Report:
     pending: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     children: tuple[Report, ...] = ()
+    pairing: tuple[tuple[str, str, str], ...] = ()
     schema: str = SCHEMA
 
 

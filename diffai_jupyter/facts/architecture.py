@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from diffai_jupyter.checkpoint.anatomy import Anatomy, pattern_of
+from diffai_jupyter.checkpoint.anatomy import Anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint, Json
+from diffai_jupyter.checkpoint.names import pattern_of
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Value, derived, measured, reported, unknown
 from diffai_jupyter.facts import fact
@@ -288,26 +289,62 @@ def differences(pair: Pair) -> tuple[Difference, ...]:
     in; another number of blocks counts once.
     """
     a, b = structure_a(pair), structure_b(pair)
+    patterns_a, patterns_b = _alike(a.patterns, b.patterns)
     found = []
-    for pattern in sorted(set(a.patterns) | set(b.patterns)):
-        in_a, in_b = a.patterns.get(pattern), b.patterns.get(pattern)
+    for pattern in sorted(set(patterns_a) | set(patterns_b)):
+        in_a, in_b = patterns_a.get(pattern), patterns_b.get(pattern)
         if in_a is None:
             found.append(Difference(pattern, "added", "", _shapes((in_b or {}).values())))
         elif in_b is None:
             found.append(Difference(pattern, "removed", _shapes(in_a.values()), ""))
-        elif (
-            any(in_a[place] != in_b[place] for place in in_a.keys() & in_b.keys())
-            or not in_a.keys() & in_b.keys()
+        elif not in_a.keys() & in_b.keys() or any(
+            not _same_shape(in_a[place], in_b[place], pattern) for place in in_a.keys() & in_b.keys()
         ):
             found.append(Difference(pattern, "shape", _shapes(in_a.values()), _shapes(in_b.values())))
     if pair.a.config and pair.b.config:
+        # GGUF files keep a part of the configuration only, so that a key that they lack tells nothing.
+        is_partial = "gguf" in (pair.a.format, pair.b.format)
         for key in FUNCTION_KEYS:
+            if is_partial and not (key in pair.a.config and key in pair.b.config):
+                continue
             left, right = pair.a.config.get(key), pair.b.config.get(key)
             if left != right:
                 found.append(Difference(key, "config", str(left), str(right)))
     if a.depth != b.depth:
         found.append(Difference("depth", "depth", str(a.depth), str(b.depth)))
     return tuple(found)
+
+
+Patterns = Mapping[str, Mapping[tuple[str, ...], tuple[int, ...]]]
+_FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+_TURNED = re.compile(r"\.(?:q|k|v|o|qkv|gate|up|down|gate_up)\.weight$")
+
+
+def _alike(a: Patterns, b: Patterns) -> tuple[Patterns, Patterns]:
+    """Leave out what is fused on one side only and has as many rows as its parts have on the other."""
+    left, right = dict(a), dict(b)
+    for one, other in ((left, right), (right, left)):
+        for pattern in [p for p in one if p not in other]:
+            for role, roles in _FUSED.items():
+                parts = [pattern.replace(f".{role}.", f".{part}.") for part in roles]
+                if parts[0] != pattern and all(part in other and part not in one for part in parts):
+                    rows = sum(_rows(other[part]) for part in parts)
+                    if rows in next(iter(one[pattern].values()), ()):
+                        del one[pattern]
+                        for part in parts:
+                            del other[part]
+                        break
+    return left, right
+
+
+def _rows(shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> int:
+    return next((shape[0] for shape in shapes.values() if shape), 0)
+
+
+def _same_shape(a: tuple[int, ...], b: tuple[int, ...], pattern: str) -> bool:
+    """Say whether two shapes are one: Conv1D stores a projection the other way round."""
+    is_turned = len(a) == len(b) == 2 and a == b[::-1] and _TURNED.search(pattern) is not None
+    return a == b or is_turned
 
 
 def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:

@@ -6,12 +6,16 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from diffai_jupyter.checkpoint.dtypes import Dtype
+from diffai_jupyter.checkpoint.quantized import Merged
+from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.content import joined_by_content
 from diffai_jupyter.scan.kernel import Both
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.passes import stats
+from diffai_jupyter.scan.readings import settled
 from diffai_jupyter.scan.stats import BothStats, TensorStats
 
 
@@ -65,7 +69,7 @@ class TensorChange:
 @fact
 def changes(pair: Pair) -> tuple[TensorChange, ...]:
     """Say what happened to every tensor, in the order of the pair; equal bytes pair what names did not."""
-    entries = joined_by_content(tuple(zip(pair.tensors, stats(pair), strict=True)))
+    entries = joined_by_content(tuple(zip(settled(pair), stats(pair), strict=True)))
     return tuple(TensorChange(tensor, record, _status(tensor, record)) for tensor, record in entries)
 
 
@@ -82,10 +86,15 @@ def _status(tensor: PairedTensor, record: TensorStats) -> Status:
     if not tensor.is_compared:
         return Status.UNREAD if a.dtype != b.dtype or both.changed else Status.EQUAL
     if both.changed == 0:
-        return Status.EQUAL if a.dtype == b.dtype else Status.CAST
+        return Status.EQUAL if _stored_dtype(a) == _stored_dtype(b) else Status.CAST
     if both.count(Both.CAST_COMMON) == both.size:
         return Status.ROUNDING if a.dtype == b.dtype else Status.CAST
     return Status.CHANGED
+
+
+def _stored_dtype(tensor: Tensor) -> Dtype:
+    """Return the dtype; of a weight with an adapter in it that of the weight, as an adapter may add nothing yet."""
+    return tensor.base.dtype if isinstance(tensor, Merged) else tensor.dtype
 
 
 @dataclass(frozen=True, slots=True)

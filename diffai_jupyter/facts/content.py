@@ -43,15 +43,40 @@ def joined_by_content(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         found = added.get(key, [])
         if len(lost) == len(found) and (_is_telling(lost[0]) or len(removed) == len(added)):
             couples = zip(_by_name(lost), _by_name(found), strict=True)
-            partners |= {a[0].name_a: b for a, b in couples if _same_bytes(a[0].a, b[0].b)}
-    taken = {entry[0].name_b for entry in partners.values()}
+            partners |= {a[0].shown_name: b for a, b in couples if _same_bytes(a[0].a, b[0].b)}
+    taken = {entry[0].shown_name for entry in partners.values()}
     joined = []
     for entry in entries:
-        if entry[0].rule is Rule.REMOVED and entry[0].name_a in partners:
-            joined.append(_join(entry, partners[entry[0].name_a]))
-        elif entry[0].rule is not Rule.ADDED or entry[0].name_b not in taken:
+        if entry[0].rule is Rule.REMOVED and entry[0].shown_name in partners:
+            joined.append(_join(entry, partners[entry[0].shown_name]))
+        elif entry[0].rule is not Rule.ADDED or entry[0].shown_name not in taken:
             joined.append(entry)
-    return tuple(joined)
+    return tuple(_with_tied(entry, joined) for entry in joined)
+
+
+def _with_tied(entry: Entry, entries: Sequence[Entry]) -> Entry:
+    """Pair a head that only one side stores with the embedding that it equals, which stands for it on the other.
+
+    Writers leave out a tied head. That it is tied shows in its own checkpoint: head and embedding hold
+    the same bytes there. So what happened to the embedding happened to the head.
+    """
+    lost, record = entry
+    if lost.part.role != "head" or lost.rule not in (Rule.REMOVED, Rule.ADDED):
+        return entry
+    for tensor, known in entries:
+        if tensor.part.role != "embedding" or not tensor.is_compared:
+            continue
+        is_a = lost.rule is Rule.REMOVED
+        own, side, own_side = (tensor.a, known.a, record.a) if is_a else (tensor.b, known.b, record.b)
+        head = lost.a if is_a else lost.b
+        same_sums = side is not None and own_side is not None and side.sums.tobytes() == own_side.sums.tobytes()
+        if same_sums and _same_bytes(own, head):
+            a, b = (head, tensor.b) if is_a else (tensor.a, head)
+            names = (lost.name_a, tensor.name_b) if is_a else (tensor.name_a, lost.name_b)
+            piece = "" if is_a else "as head"
+            tied = replace(lost, a=a, b=b, name_a=names[0], name_b=names[1], rule=Rule.TIED, piece=piece)
+            return tied, known
+    return entry
 
 
 def _by_sums(entries: list[Entry]) -> dict[object, list[Entry]]:

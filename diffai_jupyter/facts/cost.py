@@ -131,8 +131,10 @@ def parameters_per_byte(checkpoint: Checkpoint, anatomy: Anatomy) -> float:
         ``NOT_DEQUANTIZABLE`` when packed codes hide how many elements there are; ``NO_TARGET``
         when nothing is stored.
     """
-    if anatomy.names("quantized"):
-        raise Unknowable("NOT_DEQUANTIZABLE", packed=len(anatomy.names("quantized")))
+    packed = {*anatomy.names("quantized")}
+    packed |= {name for name, tensor in checkpoint.tensors.items() if tensor.dtype.packing and tensor.dtype.opaque}
+    if packed:
+        raise Unknowable("NOT_DEQUANTIZABLE", packed=len(packed))
     if not checkpoint.nbytes:
         raise Unknowable("NO_TARGET")
     return checkpoint.size / checkpoint.nbytes

@@ -75,7 +75,7 @@ _MEASURES: dict[str, Callable[[TensorChange], float]] = {
     "energy": lambda change: change.both.d_squares if change.both else 0.0,
     "max": lambda change: change.both.largest if change.both else 0.0,
     "frac": lambda change: (
-        change.both.changed / change.both.size if change.both and change.both.size else 0.0
+        (change.both.changed or 0) / change.both.size if change.both and change.both.size else 0.0
     ),
 }
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Dtype, half_ulp
+from diffai_jupyter.checkpoint.quantized import Merged
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.changes import Status, TensorChange, changes
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.products import plain_algebra
 
 MATRICES = 32
 BLOCK_SIDE = 512
@@ -28,15 +28,6 @@ KRYLOV_STEPS = 20
 ROUNDED_OFF = 1e-5
 
 Matrix = NDArray[np.float64]
-
-
-@contextmanager
-def _plain_algebra() -> Iterator[None]:
-    """Run BLAS on one thread: its results then do not depend on the cores, nor its speed on who else uses them."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-        yield
 
 
 def largest_changes(pair: Pair, count: int = MATRICES) -> tuple[TensorChange, ...]:
@@ -76,7 +67,7 @@ class UpdateRank:
     singular : tuple of float
         The leading singular values of what was decomposed, at most 64.
     changed : float
-        Share of elements that changed.
+        Share of elements that changed; NaN where they were not counted.
     """
 
     name: str
@@ -108,12 +99,12 @@ def update_ranks(pair: Pair) -> tuple[UpdateRank, ...]:
     columns, drawn with a seed from name and shape, which keeps a rank below 512. The rank is the
     number of singular values above ``1.1 sigma (sqrt m + sqrt n)``, the edge of rounding noise, with
     ``sigma^2 = mean(ulp(A)^2 + ulp(B)^2 + ulp(B - A)^2) / 12``: A, B and the update itself may each have
-    been rounded.
+    been rounded. Where B is A with an adapter merged in, the update is the adapter's, and nothing was.
 
     References: Widrow & Kollar 2008 (quantization noise); Bai & Yin 1993 (edge of a noise matrix).
     """
     chosen = [change for change in largest_changes(pair) if change.both is not None]
-    with _plain_algebra():
+    with plain_algebra():
         return tuple(_rank(change) for change in pair.run.each("update rank", chosen))
 
 
@@ -124,18 +115,13 @@ def _rank(change: TensorChange) -> UpdateRank:
         raise ValueError(msg)
     n_rows, n_cols = b.grid
     rows, cols = _places(change.tensor.name, n_rows, "rows"), _places(change.tensor.name, n_cols, "cols")
-    block_a, block_b = _block(a, rows, cols), _block(b, rows, cols)
-    delta = block_b - block_a
-    delta[~np.isfinite(delta)] = 0.0
+    delta, sigma = _delta(a, b, rows, cols)
     singular = np.linalg.svd(delta, compute_uv=False)
-    sigma = math.hypot(
-        rounding_noise(a.dtype, block_a), rounding_noise(b.dtype, block_b), rounding_noise(b.dtype, delta)
-    )
     edge = NOISE_MARGIN * sigma * (math.sqrt(delta.shape[0]) + math.sqrt(delta.shape[1]))
     # The decomposition itself is no more exact than this.
     edge = max(edge, float(singular.max(initial=0.0)) * max(delta.shape) * float(np.finfo(np.float64).eps))
     below = float(np.square(singular[singular <= edge]).sum())
-    share = both.changed / both.size
+    share = math.nan if both.changed is None else both.changed / both.size
     is_hidden = share < LEAST_CHANGED or min(n_rows, n_cols) < LEAST_SIDE
     return UpdateRank(
         change.tensor.shown_name,
@@ -147,6 +133,23 @@ def _rank(change: TensorChange) -> UpdateRank:
         tuple(float(s) for s in singular[:64]),
         share,
     )
+
+
+def _delta(a: Tensor, b: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> tuple[Matrix, float]:
+    """Return a block of the update, and the root mean square of what rounding left in it."""
+    for base, merged, sign in ((a, b, 1.0), (b, a, -1.0)):
+        if isinstance(merged, Merged) and merged.base is base:
+            # The update is there by itself: what was rounded in the base is the same on both sides.
+            delta, sigma = sign * _block(merged.update, rows, cols), 0.0
+            break
+    else:
+        block_a, block_b = _block(a, rows, cols), _block(b, rows, cols)
+        delta = block_b - block_a
+        sigma = math.hypot(
+            rounding_noise(a.dtype, block_a), rounding_noise(b.dtype, block_b), rounding_noise(b.dtype, delta)
+        )
+    delta[~np.isfinite(delta)] = 0.0
+    return delta, sigma
 
 
 def rounding_noise(dtype: Dtype, values: Matrix) -> float:
@@ -210,7 +213,7 @@ def spectral_growth(pair: Pair) -> tuple[SpectralGrowth, ...]:
 
     Matrices above `Run.matrix_bytes` are left out; the iteration does not overstate the norm.
     """
-    with _plain_algebra():
+    with plain_algebra():
         grown = [_growth(pair, change) for change in pair.run.each("spectral norm", largest_changes(pair))]
     return tuple(found for found in grown if found is not None)
 

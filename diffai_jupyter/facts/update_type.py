@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from diffai_jupyter.checkpoint.tensor import FileRange, Tensor
+from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.changes import Status, TensorChange, changes
-from diffai_jupyter.facts.levels import quantized_levels
+from diffai_jupyter.facts.levels import LARGEST_CHANGE, quantized_levels
 from diffai_jupyter.facts.permutation import permutation
 from diffai_jupyter.facts.spectra import UpdateRank, update_ranks
 from diffai_jupyter.scan.kernel import Both, Side
@@ -101,9 +101,10 @@ def _kind(
     if not couples:
         return Kind.NOTHING_COMMON, {}
     alone = counts.get(Status.ADDED, 0) + counts.get(Status.REMOVED, 0) + counts.get(Status.RESHAPED, 0)
-    quantized = _quantized_by_name(pair)
-    if quantized:
-        return Kind.QUANTIZED, {"modules": quantized}
+    if decoded := quantized_copy(found):
+        return Kind.QUANTIZED, decoded
+    if unread := _quantized_by_name(pair):
+        return Kind.QUANTIZED, {"modules": unread}
     if not any(change.both is not None or change.status is Status.EQUAL for change in couples):
         return Kind.UNREAD, {"tensors": len(couples)}
     changed = [change for change in found if change.status in (Status.CHANGED, Status.ROUNDING)]
@@ -123,7 +124,7 @@ def _kind(
     if all(change.both is not None and change.both.largest <= pair.epsilon for change in trained):
         return Kind.NONFINITE, {
             "tensors": len(trained),
-            "elements": sum(change.both.changed for change in trained if change.both),
+            "elements": sum(change.both.changed or 0 for change in trained if change.both),
         }
     return _kind_of_update(pair, found, [change for change in trained if change.status is Status.CHANGED])
 
@@ -146,7 +147,7 @@ def _partition(tensors: Mapping[str, Tensor]) -> frozenset[frozenset[str]]:
     """Return which stored names lie in one file."""
     files: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
-        files.setdefault(tensor.file.path if isinstance(tensor, FileRange) else "", set()).add(name)
+        files.setdefault("\n".join(sorted(tensor.homes)), set()).add(name)
     return frozenset(frozenset(names) for names in files.values())
 
 
@@ -168,18 +169,71 @@ def _cast_numbers(found: tuple[TensorChange, ...]) -> dict[str, object]:
         "dtypes": ", ".join(
             f"{pair} ({count})" if len(dtypes) > 1 else pair for pair, count in dtypes.most_common()
         ),
-        "changed": sum(b.changed for b in both),
+        "changed": sum(b.changed or 0 for b in both),
         "elements": sum(b.size for b in both),
         "rounded": sum(b.count(Both.CAST_EXACT) for b in both),
         "error": math.sqrt(d_squares / a_squares) if a_squares else 0.0,
     }
 
 
-def _quantized_by_name(pair: Pair) -> int:
-    """Count modules that are packed in B and not in A."""
+def quantized_copy(found: tuple[TensorChange, ...]) -> dict[str, object]:
+    """Return the numbers of matrices that are packed on one side, or differently on both; empty without such.
+
+    The packed side counts as a copy of the other only while it is off by at most half of the other's
+    norm: two different models are not each other's quantized copy.
+    """
     packed = [
-        {part.layer for part in anatomy.parts.values() if part.role == "quantized"}
-        for anatomy in (pair.anatomy_a, pair.anatomy_b)
+        change
+        for change in found
+        if change.both is not None
+        and change.status is Status.CHANGED
+        and change.tensor.a is not None
+        and change.tensor.b is not None
+        and change.tensor.a.dtype.packing != change.tensor.b.dtype.packing
+        and "adapter" not in change.tensor.a.dtype.packing + change.tensor.b.dtype.packing
+    ]
+    both = [change.both for change in packed if change.both is not None]
+    d_squares, a_squares = math.fsum(b.d_squares for b in both), math.fsum(b.a_squares for b in both)
+    if not a_squares or d_squares > LARGEST_CHANGE**2 * a_squares:
+        return {}
+    others = sum(
+        change.is_changed_parameter and change.status is Status.CHANGED and change not in packed for change in found
+    )
+    error = math.sqrt(d_squares / a_squares)
+    return {
+        "matrices": len(packed),
+        "a": _packings([change.tensor.a for change in packed]),
+        "b": _packings([change.tensor.b for change in packed]),
+        "bits_a": _bits([change.tensor.a for change in packed]),
+        "bits_b": _bits([change.tensor.b for change in packed]),
+        "error": error,
+        "sqnr": -20 * math.log10(error) if error else math.inf,
+        "others": others,
+    }
+
+
+def _packings(tensors: Sequence[Tensor | None]) -> str:
+    """Return the layouts of some tensors, the commonest first; plain ones by their dtype."""
+    names = Counter(tensor.dtype.packing or tensor.dtype.name for tensor in tensors if tensor is not None)
+    return " and ".join(name for name, _ in names.most_common(3)) + (" and others" if len(names) > 3 else "")
+
+
+def _bits(tensors: Sequence[Tensor | None]) -> float:
+    """Return stored bits for each element, scales included."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    elements = sum(tensor.size for tensor in known)
+    return 8 * sum(tensor.nbytes for tensor in known) / elements if elements else 0.0
+
+
+def _quantized_by_name(pair: Pair) -> int:
+    """Count modules that are packed in B and not in A, in layouts that are not decoded."""
+    packed = [
+        {
+            part.layer
+            for name, part in anatomy.parts.items()
+            if part.role == "quantized" or (side.tensors[name].dtype.packing and side.tensors[name].dtype.opaque)
+        }
+        for anatomy, side in ((pair.anatomy_a, pair.a), (pair.anatomy_b, pair.b))
     ]
     return 0 if packed[0] else len(packed[1])
 
@@ -210,7 +264,8 @@ def _kind_of_update(
             "orders": order.orders,
             "is_undone": order.is_undone,
         }
-    ranks = update_ranks(pair)
+    # Of two adapters the difference is low-rank by construction, which tells nothing.
+    ranks = () if all(change.tensor.part.role == "adapter" for change in changed) else update_ranks(pair)
     if is_low_rank(ranks):
         return Kind.LOW_RANK, _rank_numbers(ranks, changed, found)
     return _kind_by_place(found, changed)

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffai_jupyter.arguments import Live, closing_brace
 from diffai_jupyter.errors import ArgumentError
+from diffai_jupyter.readers.sources.hub import hub_name
 from diffai_jupyter.wording import close_matches, show_name
 
 _VARIABLE = re.compile(r"\$([^\W\d]\w*)")
@@ -77,7 +78,7 @@ class Scope:
         if is_variable:
             value = self._lookup(word)
             return value, "" if isinstance(value, (str, os.PathLike)) else word
-        if "://" in word:
+        if "://" in word or hub_name(word):
             return word, ""
         raise self._no_source(word)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from diffai_jupyter.checkpoint.model import Json
-from diffai_jupyter.checkpoint.storage import StoredFile
+from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.wording import show_name, write_bytes
 
 DOCUMENT_LIMIT = 64 * 2**20
 
 
-def read_document(path: Path, limit: int = DOCUMENT_LIMIT) -> dict[str, Json]:
+def read_document(file: Storage, limit: int = DOCUMENT_LIMIT) -> dict[str, Json]:
     """Read a JSON object.
 
     Bare ``NaN`` and ``Infinity`` are accepted: the logs of diverged runs hold them.
@@ -24,7 +23,6 @@ def read_document(path: Path, limit: int = DOCUMENT_LIMIT) -> dict[str, Json]:
     SourceError
         If the file cannot be read, is larger than `limit`, or is not one JSON object.
     """
-    file = StoredFile.at(path)
     if file.size > limit:
         raise FormatError(file.path, f"{write_bytes(file.size)} exceed the limit of {write_bytes(limit)}")
     try:

@@ -20,7 +20,7 @@ _TEMPLATES: dict[Kind, str] = {
     Kind.NOTHING_COMMON: "Nothing in common: no tensor of A ({a}) has a partner in B ({b}).",
     Kind.UNREAD: "Not comparable: {n} with a partner, and none of them could be compared by value.",
     Kind.IDENTICAL: "Identical: {n}, with equal names and equal values.",
-    Kind.RENAMED: "Renamed: every value is equal; {n} under another name.",
+    Kind.RENAMED: "Renamed: every value is equal; {n} under another name or in another arrangement.",
     Kind.RESHARDED: "Re-sharded: every value is equal; {files_a} files became {files_b}.",
     Kind.CAST: "Pure cast: the same values in another dtype ({dtypes}) in {n}; {cast}.",
     Kind.STRUCTURE: "Structure only: every compared value is equal; {structure}.",
@@ -37,7 +37,15 @@ _TEMPLATES: dict[Kind, str] = {
     Kind.PART: "Some layers changed: {n} of {trained}, by {magnitude}{frozen}.",
     Kind.FULL: "Everything moved: all {n}, by {magnitude}.",
 }
-_QUANTIZED_BY_NAME = "Quantized: B packs {packed} that A does not; this version does not decode them yet."
+_QUANTIZED_BY_NAME = "Quantized: B packs {packed} that A does not, in a layout that is not decoded."
+_QUANTIZED = (
+    "Quantized: {matrices} of B packed as {b}, {bits_b:.2f} bits a weight, where A has {a}; off by {error} of "
+    "the norm of A (SQNR {sqnr:.1f} dB)"
+)
+_DEQUANTIZED = (
+    "Dequantized: {matrices} of B in {b}, where A packs them as {a}, {bits_a:.2f} bits a weight; off by {error} "
+    "of the norm of A (SQNR {sqnr:.1f} dB)"
+)
 _QUANTIZED_BY_LEVELS = (
     "Looks quantized: in {matrices} sampled matrices of B any {group} neighbours hold at most {levels} distinct "
     "values, in A {levels_a}."
@@ -81,6 +89,10 @@ def _magnitude(pair: Pair) -> Value:
 
 
 def _template(found: UpdateType) -> str:
+    if found.kind is Kind.QUANTIZED and "sqnr" in found.numbers:
+        is_smaller = float(str(found.numbers["bits_b"])) < float(str(found.numbers["bits_a"]))
+        others = "; besides, {others} changed." if found.numbers["others"] else "."
+        return (_QUANTIZED if is_smaller else _DEQUANTIZED) + others
     if found.kind is Kind.QUANTIZED:
         return _QUANTIZED_BY_NAME if "modules" in found.numbers else _QUANTIZED_BY_LEVELS
     return _TEMPLATES[found.kind]
@@ -118,6 +130,11 @@ def _numbers(pair: Pair, found: UpdateType) -> dict[str, object]:
     }
     if found.kind is Kind.QUANTIZED:
         said["packed"] = plural(_int(numbers, "modules"), "module")
+        if "sqnr" in numbers:
+            said |= {key: numbers[key] for key in ("a", "b")}
+            said["matrices"] = plural(_int(numbers, "matrices"), "matrix", "matrices")
+            said["others"] = plural(_int(numbers, "others"), "other tensor")
+            said["error"] = f"{float(str(numbers['error'])):.3%}"
     if found.kind is Kind.CAST:
         said["cast"] = _cast_words(numbers)
     if found.kind is Kind.LOW_RANK:

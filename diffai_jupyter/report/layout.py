@@ -31,7 +31,7 @@ from diffai_jupyter.facts.changes import Status
 from diffai_jupyter.options import Settings
 from diffai_jupyter.report.rows import collapsed_lines
 from diffai_jupyter.report.summary import alarms, headline, summary
-from diffai_jupyter.wording import Name
+from diffai_jupyter.wording import Name, show_name
 
 SUMMARY, TENSORS, CHARTS, PENDING_GROUP, CONFIG = "Summary", "Tensors", "Charts", "Not built yet", "Settings"
 LEAST_LISTED = 5
@@ -185,15 +185,17 @@ def _stats(report: Report, top: int) -> Table:
 
 
 def _pairing(report: Report) -> Table:
-    rows = tuple(
-        (Name(row.name), Name(row.other_name or row.name if row.dtypes[1] else ""), row.rule)
-        for row in report.tensors[:PAIRS_LISTED]
-    )
+    shown = report.pairing[:PAIRS_LISTED]
+    rows = tuple((Name(a), Name(b), rule) for a, b, rule in shown)
+    lines = [f"{' -> '.join(filter(None, (show_name(a), show_name(b))))}: {rule}" for a, b, rule in shown]
+    if len(report.pairing) > len(shown):
+        lines.append(f"… {len(report.pairing) - len(shown)} more pairs")
     return Table(
         "Which tensor belongs to which",
         (Column("A", Align.TEXT), Column("B", Align.TEXT), Column("rule", Align.TEXT)),
         rows,
-        len(report.tensors) if len(report.tensors) > PAIRS_LISTED else 0,
+        len(report.pairing) if len(report.pairing) > PAIRS_LISTED else 0,
+        lines=tuple(lines),
     )
 
 

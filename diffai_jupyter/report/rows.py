@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.contract.report import TensorRow
@@ -30,7 +31,7 @@ def _row(pair: Pair, change: TensorChange) -> TensorRow:
         status=status.value,
         line=_line(change, stored_a, stored_b),
         other_name=tensor.name_b if tensor.name_b != tensor.shown_name else "",
-        rule=tensor.rule.value,
+        rule=rule_of(tensor),
         role=tensor.part.role,
         shapes=(_shape(tensor.a), _shape(tensor.b))
         if tensor.rule not in _RESIZED
@@ -38,6 +39,23 @@ def _row(pair: Pair, change: TensorChange) -> TensorRow:
         dtypes=(_dtype(tensor.a), _dtype(tensor.b)),
         numbers=_numbers(change),
         reason=tensor.reason,
+    )
+
+
+def rule_of(tensor: PairedTensor) -> str:
+    """Return why two tensors are a pair, and how their shapes were made to fit."""
+    return f"{tensor.rule.value}; {tensor.how}" if tensor.how else tensor.rule.value
+
+
+def pairing_rows(tensors: Iterable[PairedTensor]) -> tuple[tuple[str, str, str], ...]:
+    """Return the names on both sides and the rule, for every tensor."""
+    return tuple(
+        (
+            tensor.shown_name if tensor.name_a else "",
+            tensor.name if tensor.name_b and tensor.name_a else tensor.shown_name if tensor.name_b else "",
+            f"{rule_of(tensor)}; {tensor.reason}" if tensor.reason else rule_of(tensor),
+        )
+        for tensor in tensors
     )
 
 
@@ -96,7 +114,7 @@ def _numbers(change: TensorChange) -> dict[str, float | int | None]:
             "changed": both.changed,
             "compared": both.finite,
             "delta_norm": both.d_norm,
-            "max_abs_delta": both.largest,
+            "max_abs_delta": _known(both.largest),
             "max_abs_delta_at": both.where_largest,
             "psi": _known(digest.psi),
             "new_zero_rows": digest.new_dead_rows,
@@ -112,7 +130,7 @@ def _side_numbers(label: str, side: SideStats, origin: int) -> dict[str, float |
         f"min_{label}": _known(side.min),
         f"max_{label}": _known(side.max),
         f"norm_{label}": side.norm,
-        f"zeros_{label}": side.count(Side.ZEROS),
+        f"zeros_{label}": side.zeros,
         f"nan_{label}": side.count(Side.NAN),
         f"inf_{label}": side.count(Side.POSITIVE_INF) + side.count(Side.NEGATIVE_INF),
         f"first_bad_{label}": None if side.first_bad is None else origin + side.first_bad,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from diffai_jupyter.contract.blocks import Block, Fact, Facts, Notice, Sentence, Severity
 from diffai_jupyter.contract.report import Report, Side, TensorRow
-from diffai_jupyter.evidence import measured
+from diffai_jupyter.evidence import Value, measured, unknown
 from diffai_jupyter.facts.changes import Status
 from diffai_jupyter.report.change import HEADERS_ONLY
 from diffai_jupyter.wording import Name, plural, show_name, write_bytes
@@ -25,6 +25,12 @@ def summary(report: Report) -> tuple[Block, ...]:
     blocks: list[Block] = [headline(report), *alarms(report), _key_numbers(report), _coverage(report)]
     blocks += [
         Notice(Severity.WARNING, "{warning}", {"warning": Name(text)}) for text in report.coverage.warnings
+    ]
+    notes = [f"{label}: {text}" for label, side in (("A", report.a), ("B", report.b)) for text in side.notes]
+    blocks += [
+        Notice(Severity.INFO, "{note}", {"note": Name(text)})
+        for text in notes
+        if text not in report.coverage.warnings
     ]
     return tuple(blocks)
 
@@ -97,16 +103,23 @@ def _key_numbers(report: Report) -> Facts:
     facts += _reported(report)
     if report.change.value.value == HEADERS_ONLY:
         return Facts(tuple(facts))
-    compared = [row.numbers for row in report.tensors if row.numbers.get("changed") is not None]
-    changed, elements = (sum(int(numbers[key] or 0) for numbers in compared) for key in ("changed", "size_b"))
     fates = ", ".join(f"{counts[s.value]} {s.value}" for s in Status if counts.get(s.value))
     facts[1:1] = [
         Fact("tensors", measured(fates or "none", source)),
-        Fact("elements changed", measured(f"{changed} of {elements}", source)),
+        Fact("elements changed", _changed(report)),
         Fact("relative change ‖B−A‖/‖A‖", report.change.magnitude, "{:.4g}"),
         Fact("NaN or infinite in B", measured(sum(_bad(row, "b") for row in report.tensors), source)),
     ]
     return Facts(tuple(facts))
+
+
+def _changed(report: Report) -> Value:
+    """Return how many elements changed of those that were counted; factors of an adapter do not tell."""
+    counted = [row.numbers for row in report.tensors if row.numbers.get("changed") is not None]
+    if not counted and any(row.numbers.get("delta_norm") is not None for row in report.tensors):
+        return unknown("NOT_COUNTED")
+    changed, elements = (sum(int(numbers[key] or 0) for numbers in counted) for key in ("changed", "size_b"))
+    return measured(f"{changed} of {elements}", "elementwise comparison")
 
 
 def _reported(report: Report) -> list[Fact]:

@@ -15,7 +15,7 @@ from diffai_jupyter.evidence import Value, unknown
 from diffai_jupyter.facts.changes import changes
 from diffai_jupyter.options import Request
 from diffai_jupyter.report.change import describe_change, describe_headers
-from diffai_jupyter.report.rows import tensor_rows
+from diffai_jupyter.report.rows import pairing_rows, tensor_rows
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import say, show_name
 
@@ -45,7 +45,12 @@ def write_report(pair: Pair, request: Request) -> Report:
         results=results,
         pending=tuple(flag for flag in request.analyses if flag in PENDING),
         settings=_settings(asked, request),
+        pairing=_pairing(pair, reads_values) if request.settings["show_pairing"] else (),
     )
+
+
+def _pairing(pair: Pair, reads_values: bool) -> tuple[tuple[str, str, str], ...]:
+    return pairing_rows([change.tensor for change in changes(pair)] if reads_values else pair.tensors)
 
 
 def results_on_draft(request: Request, draft: Draft) -> Mapping[str, Result]:

@@ -19,7 +19,10 @@ class Rule(Enum):
 
     SAME_NAME = "same name"
     PREFIX = "same name without wrapper prefixes"
+    SEPARATORS = "same name but for separators"
     ROLE = "same role in the same block"
+    PIECE = "part of a fused or stacked tensor"
+    TIED = "tied to the embedding"
     PATTERN = "same shapes under a renamed pattern"
     ROWS = "common rows of a resized embedding or head"
     NEW_ROWS = "rows that only B has"
@@ -32,7 +35,29 @@ class Rule(Enum):
     @property
     def is_rename(self) -> bool:
         """Whether the names differ."""
-        return self in (Rule.PREFIX, Rule.ROLE, Rule.PATTERN, Rule.CONTENT)
+        return self in _RENAMES
+
+
+_RENAMES = frozenset(
+    {Rule.PREFIX, Rule.SEPARATORS, Rule.ROLE, Rule.PIECE, Rule.TIED, Rule.PATTERN, Rule.CONTENT}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One way to read a pair where names and shapes leave several.
+
+    Parameters
+    ----------
+    words : str
+        What is special about it.
+    a, b : Tensor
+        Views of equal grids.
+    """
+
+    words: str
+    a: Tensor
+    b: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +78,12 @@ class PairedTensor:
         Stored names; empty on the side that lacks the tensor.
     reason : str
         Why values are not compared; empty when they are.
+    piece : str
+        Which part of a fused or stacked tensor it is; empty for a whole one.
+    readings : tuple of Reading
+        All ways to read the pair, the likeliest first, where there are several; a sample decides.
+    how : str
+        What the sample said, or how shapes were made to fit.
     """
 
     name: str
@@ -63,11 +94,15 @@ class PairedTensor:
     name_a: str = ""
     name_b: str = ""
     reason: str = ""
+    piece: str = ""
+    readings: tuple[Reading, ...] = ()
+    how: str = ""
 
     @property
     def shown_name(self) -> str:
-        """Name as stored in A, or in B when added."""
-        return self.name_a or self.name_b
+        """Name as stored in A, or in B when added; a part of a fused tensor has its label behind."""
+        stored = self.name_a or self.name_b
+        return f"{stored}[{self.piece}]" if self.piece else stored
 
     @property
     def is_compared(self) -> bool:

@@ -10,13 +10,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from diffai_jupyter.checkpoint.anatomy import Anatomy, Part, anatomy, bare_name, pattern_of
+from diffai_jupyter.checkpoint.anatomy import Anatomy, Part, anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint
-from diffai_jupyter.checkpoint.tensor import Rows, Tensor
+from diffai_jupyter.checkpoint.names import bare_name, pattern_of
+from diffai_jupyter.checkpoint.tensor import Tensor
+from diffai_jupyter.checkpoint.views import Rows
+from diffai_jupyter.scan.fitting import fitted, is_turned, why_not_compared
+from diffai_jupyter.scan.fused import pair_pieces
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
+from diffai_jupyter.scan.readings import with_readings
 from diffai_jupyter.scan.run import Run
 
 _GROWING = ("embedding", "head")
+_UNNAMED = ("matrix", "vector", "convolution")
+"""Roles that only the shape tells; the name on the other side may tell more."""
+_SEPARATORS = re.compile(r"[./:_-]+")
 _LEAST_COMMON_TAIL = 2
 
 
@@ -71,9 +79,9 @@ class _Matching:
                 self.couple(names[0], partners[0], rule)
 
     def fits(self, name_a: str, name_b: str) -> bool:
-        """Say whether two tensors may be one: equal grids, or rows of a resized embedding."""
-        a, b = self.a.tensors[name_a], self.b.tensors[name_b]
-        return a.grid == b.grid or _is_resized(a, b, self.anatomy_b.parts[name_b])
+        """Say whether two tensors may be one: equal grids, a transposed matrix, or rows of a resized embedding."""
+        a, b, part = self.a.tensors[name_a], self.b.tensors[name_b], self.anatomy_b.parts[name_b]
+        return a.grid == b.grid or is_turned(a, b, part) or _is_resized(a, b, part)
 
 
 def pair_checkpoints(
@@ -103,13 +111,19 @@ def pair_checkpoints(
         if name in matching.free_b:
             matching.couple(name, name, Rule.SAME_NAME)
     matching.by_key(Rule.PREFIX, bare_name, bare_name)
+    matching.by_key(Rule.SEPARATORS, _without_separators, _without_separators)
     parts_a, parts_b = matching.anatomy_a.parts, matching.anatomy_b.parts
-    matching.by_key(Rule.ROLE, lambda name: parts_a[name].canonical, lambda name: parts_b[name].canonical)
+    matching.by_key(Rule.ROLE, lambda name: _whole(name, parts_a), lambda name: _whole(name, parts_b))
+    cut = pair_pieces(a, b, matching.anatomy_a, matching.anatomy_b, matching.free_a, matching.free_b)
+    for name_a, name_b in cut.used:
+        matching.free_a.pop(name_a, None)
+        matching.free_b.pop(name_b, None)
     _pair_patterns(matching)
+    tied = list(_tied_heads(matching))
     tensors: list[PairedTensor] = []
     left_out: list[tuple[str, str]] = []
     chosen = filters or Filters()
-    for entry in _entries(matching):
+    for entry in with_readings(a, b, _in_order(_entries(matching), [*cut.tensors, *tied], a)):
         refusal = chosen.refusal(entry.shown_name)
         if refusal:
             left_out.append((entry.shown_name, refusal))
@@ -119,6 +133,52 @@ def pair_checkpoints(
     # Known already: naming a hundred thousand tensors takes a second.
     pair.anatomy_a, pair.anatomy_b = matching.anatomy_a, matching.anatomy_b
     return pair
+
+
+def _tied_heads(matching: _Matching) -> Iterable[PairedTensor]:
+    """Pair a head with the embedding of the other checkpoint, where its configuration says that it is the head."""
+    sides = (
+        (matching.a, matching.anatomy_a, matching.free_a, matching.b, matching.anatomy_b, True),
+        (matching.b, matching.anatomy_b, matching.free_b, matching.a, matching.anatomy_a, False),
+    )
+    for own, own_anatomy, free, other, other_anatomy, is_a in sides:
+        embeddings = other_anatomy.names("embedding")
+        heads = [name for name in own_anatomy.names("head") if name in free and len(own.tensors[name].shape) == 2]
+        is_said = other.config.get("tie_word_embeddings") is True and not other_anatomy.names("head")
+        if not is_said or len(heads) != 1 or len(embeddings) != 1:
+            continue
+        head, table = own.tensors[heads[0]], other.tensors[embeddings[0]]
+        if head.grid != table.grid:
+            continue
+        del free[heads[0]]
+        part = own_anatomy.parts[heads[0]]
+        if is_a:
+            yield PairedTensor(heads[0], head, table, Rule.TIED, part, heads[0], embeddings[0])
+        else:
+            yield PairedTensor(heads[0], table, head, Rule.TIED, part, embeddings[0], heads[0], piece="as head")
+
+
+def _without_separators(name: str) -> str:
+    """Return a bare name with all separators alike: MATLAB and kohya write underscores for dots."""
+    return bare_name(_SEPARATORS.sub(".", name))
+
+
+def _whole(name: str, parts: Mapping[str, Part]) -> str:
+    """Return the canonical name; of a fused projection with its module, because families fuse differently."""
+    part = parts[name]
+    if part.role != "qkv":
+        return part.canonical
+    module = re.sub(r"[._](?:weight|bias)$", "", name).rpartition(".")[2]
+    return f"{part.canonical} as {module}"
+
+
+def _in_order(
+    wholes: Iterable[PairedTensor], pieces: Iterable[PairedTensor], a: Checkpoint
+) -> tuple[PairedTensor, ...]:
+    """Put the pieces where their whole stands in A; those of B alone at the end."""
+    places = {name: place for place, name in enumerate(a.tensors)}
+    entries = [*wholes, *pieces]
+    return tuple(sorted(entries, key=lambda entry: places.get(entry.name_a, len(places))))
 
 
 def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -188,11 +248,12 @@ def _entries(matching: _Matching) -> Iterable[PairedTensor]:
     a, b = matching.a.tensors, matching.b.tensors
     parts_a, parts_b = matching.anatomy_a.parts, matching.anatomy_b.parts
     for name_a, tensor_a in a.items():
-        if name_a not in matching.couples:
+        if name_a in matching.free_a:
             yield PairedTensor(name_a, tensor_a, None, Rule.REMOVED, parts_a[name_a], name_a)
-            continue
-        name_b, rule = matching.couples[name_a]
-        yield from _couple_entries(name_a, name_b, tensor_a, b[name_b], parts_b[name_b], rule)
+        elif name_a in matching.couples:
+            name_b, rule = matching.couples[name_a]
+            part = parts_a[name_a] if parts_b[name_b].role in _UNNAMED else parts_b[name_b]
+            yield from _couple_entries(name_a, name_b, tensor_a, b[name_b], part, rule)
     for name_b in matching.free_b:
         yield PairedTensor(name_b, None, b[name_b], Rule.ADDED, parts_b[name_b], "", name_b)
 
@@ -200,8 +261,14 @@ def _entries(matching: _Matching) -> Iterable[PairedTensor]:
 def _couple_entries(
     name_a: str, name_b: str, a: Tensor, b: Tensor, part: Part, rule: Rule
 ) -> Iterable[PairedTensor]:
-    if a.grid == b.grid:
-        yield PairedTensor(name_b, a, b, rule, part, name_a, name_b, _why_not_compared(a, b, part))
+    same = fitted(a, b, part)
+    if same is not None:
+        how, view = same
+        reason = why_not_compared(a, view, part)
+        yield PairedTensor(name_b, a, view, rule, part, name_a, name_b, reason, how=how)
+    elif any(tensor.dtype.opaque for tensor in (a, b)):
+        reason = why_not_compared(a, b, part)
+        yield PairedTensor(name_b, a, b, Rule.RESHAPED, part, name_a, name_b, reason)
     elif _is_resized(a, b, part):
         common = min(a.shape[0], b.shape[0])
         yield PairedTensor(name_b, Rows(a, 0, common), Rows(b, 0, common), Rule.ROWS, part, name_a, name_b)
@@ -214,18 +281,3 @@ def _couple_entries(
     else:
         reason = f"shapes differ: {list(a.shape)} and {list(b.shape)}"
         yield PairedTensor(name_b, a, b, Rule.RESHAPED, part, name_a, name_b, reason)
-
-
-def _why_not_compared(a: Tensor, b: Tensor, part: Part) -> str:
-    """Return why equal grids do not mean comparable values; an empty string when they do."""
-    for tensor in (a, b):
-        if tensor.dtype.opaque:
-            return f"{tensor.dtype.name}: {tensor.dtype.opaque}; only the bytes were compared"
-    if a.dtype == b.dtype:
-        return ""
-    kinds = {a.dtype.kind, b.dtype.kind}
-    if part.role == "quantized" or ("float" in kinds and kinds & {"integer", "bool"} and len(a.shape) >= 2):
-        return f"{a.dtype.name} and {b.dtype.name}: a packed layout that this version does not decode yet"
-    if "complex" in kinds and len(kinds) > 1:
-        return f"{a.dtype.name} and {b.dtype.name} hold different kinds of numbers"
-    return ""

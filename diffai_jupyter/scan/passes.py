@@ -14,6 +14,8 @@ from diffai_jupyter.errors import SourceError
 from diffai_jupyter.scan.digest import digest_of
 from diffai_jupyter.scan.kernel import Edges, Kernel, Vector, Workspace, equal_sums, merge_both, merge_sides
 from diffai_jupyter.scan.pair import Pair, PairedTensor
+from diffai_jupyter.scan.products import factored_stats, mark_rounding
+from diffai_jupyter.scan.readings import settled
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.stats import BothStats, Digest, SideStats, TensorStats
 from diffai_jupyter.scan.tiles import SLAB_TILES, TILE_ELEMENTS, Block, Tiling
@@ -50,8 +52,12 @@ class Task:
 
     @property
     def nbytes(self) -> int:
-        """About how many bytes it reads."""
-        return sum(t.nbytes for t in (self.a, self.b) if t is not None) // max(1, self.slabs)
+        """About how many bytes it goes through: of an adapter, those of its product."""
+        return sum(_weight(t) for t in (self.a, self.b) if t is not None) // max(1, self.slabs)
+
+
+def _weight(tensor: Tensor) -> int:
+    return max(tensor.nbytes, tensor.dtype.nbytes(tensor.size))
 
 
 @dataclass(slots=True)
@@ -71,7 +77,7 @@ def stats(pair: Pair) -> tuple[TensorStats, ...]:
     Returns
     -------
     tuple of TensorStats
-        In the order of ``pair.tensors``.
+        In the order of ``settled(pair)``, which is that of ``pair.tensors``.
 
     Raises
     ------
@@ -83,11 +89,19 @@ def stats(pair: Pair) -> tuple[TensorStats, ...]:
 
 
 def _scan(pair: Pair) -> tuple[TensorStats, ...]:
-    tasks = [task for i, tensor in enumerate(pair.tensors) for task in _tasks(i, tensor)]
+    tensors = settled(pair)
+    finished: dict[int, list[TensorStats]] = {}
+    tasks: list[Task] = []
+    for i, tensor in enumerate(tensors):
+        for a, b in _sides(tensor):
+            record = factored_stats(a, b, tensor.name, pair.epsilon)
+            if record is None:
+                tasks.extend(_tasks(i, tensor.name, a, b))
+            else:
+                finished.setdefault(i, []).append(record)
     total = sum(task.nbytes for task in tasks)
     done = 0
     open_slabs: dict[tuple[int, bool, bool], list[SlabSums]] = {}
-    finished: dict[int, list[TensorStats]] = {}
     run = pair.run
     for unit, answers in _computed(run.executor, run.threads, _units(tasks), pair.epsilon, run.block_tiles):
         for task, answer in zip(unit, answers, strict=True):
@@ -101,19 +115,22 @@ def _scan(pair: Pair) -> tuple[TensorStats, ...]:
             finished.setdefault(task.index, []).append(answer)
         done += sum(task.nbytes for task in unit)
         run.report("scan", done, total)
-    return tuple(_joined(finished.get(i, [])) for i in range(len(pair.tensors)))
+    return tuple(_joined(finished.get(i, [])) for i in range(len(tensors)))
 
 
-def _tasks(index: int, tensor: PairedTensor) -> Iterator[Task]:
-    together = tensor.a is not None and tensor.b is not None and tensor.a.grid == tensor.b.grid
-    sides = [(tensor.a, tensor.b)] if together else [(tensor.a, None), (None, tensor.b)]
-    for a, b in sides:
-        one = a or b
-        if one is None:
-            continue
-        slabs = max(1, Tiling(*one.grid).slabs)
-        for slab in range(slabs):
-            yield Task(index, tensor.name, a, b, slab, slabs)
+def _sides(tensor: PairedTensor) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Return what is read together: both sides where their grids are equal."""
+    a, b = tensor.a, tensor.b
+    if a is not None and b is not None and a.grid == b.grid:
+        return [(a, b)]
+    return [(one, other) for one, other in ((a, None), (None, b)) if one is not None or other is not None]
+
+
+def _tasks(index: int, name: str, a: Tensor | None, b: Tensor | None) -> Iterator[Task]:
+    one = a or b
+    slabs = 1 if one is None else max(1, Tiling(*one.grid).slabs)
+    for slab in range(slabs):
+        yield Task(index, name, a, b, slab, slabs)
 
 
 def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
@@ -299,7 +316,8 @@ def _finish(task: Task, slabs: list[SlabSums]) -> TensorStats:
     for i in (0, 1):
         kept = [sample for s in slabs if (sample := s.samples[i]) is not None]
         samples.append(np.concatenate(kept) if kept else None)
-    changed = both is None or both.changed > 0 or both.finite < both.size
+        mark_rounding(task.a, task.b, both)
+    changed = both is None or both.changed != 0 or both.finite < both.size
     digest = digest_of(
         _merged_edges(slabs),
         samples[0],

@@ -22,15 +22,21 @@ class SideStats:
     size : int
         Number of elements.
     sums : ndarray of float64
-        Slots of `diffai_jupyter.scan.kernel.Side`.
+        Slots of `diffai_jupyter.scan.kernel.Side`. Zeros, minimum and maximum are NaN where only the factors of
+        a product were read, which do not tell them.
     """
 
     size: int
     sums: Vector
 
     def count(self, slot: Side) -> int:
-        """Return a counted slot."""
-        return int(self.sums[slot])
+        """Return a counted slot; -1 where it was not counted."""
+        return _counted(self.sums[slot])
+
+    @property
+    def zeros(self) -> int | None:
+        """Elements that are zero; None where they were not counted."""
+        return None if math.isnan(self.sums[Side.ZEROS]) else self.count(Side.ZEROS)
 
     @property
     def bad(self) -> int:
@@ -74,12 +80,12 @@ class SideStats:
 
     @property
     def min(self) -> float:
-        """Smallest finite element; infinity when there is none."""
+        """Smallest finite element; infinity when there is none, NaN when it is not known."""
         return float(self.sums[Side.MIN])
 
     @property
     def max(self) -> float:
-        """Largest finite element; minus infinity when there is none."""
+        """Largest finite element; minus infinity when there is none, NaN when it is not known."""
         return float(self.sums[Side.MAX])
 
 
@@ -92,15 +98,16 @@ class BothStats:
     size : int
         Number of elements.
     sums : ndarray of float64
-        Slots of `diffai_jupyter.scan.kernel.Both`.
+        Slots of `diffai_jupyter.scan.kernel.Both`. Counts of changed elements and the largest difference are NaN
+        where only the factors of products were read, unless these show that the products are equal.
     """
 
     size: int
     sums: Vector
 
     def count(self, slot: Both) -> int:
-        """Return a counted slot."""
-        return int(self.sums[slot])
+        """Return a counted slot; -1 where it was not counted."""
+        return _counted(self.sums[slot])
 
     @property
     def finite(self) -> int:
@@ -108,9 +115,9 @@ class BothStats:
         return self.count(Both.FINITE)
 
     @property
-    def changed(self) -> int:
-        """Elements with another value in B; NaN equals NaN."""
-        return self.count(Both.CHANGED)
+    def changed(self) -> int | None:
+        """Elements with another value in B; NaN equals NaN. None where they were not counted."""
+        return None if math.isnan(self.sums[Both.CHANGED]) else self.count(Both.CHANGED)
 
     @property
     def a_squares(self) -> float:
@@ -156,7 +163,7 @@ class BothStats:
 
     @property
     def largest(self) -> float:
-        """Largest absolute element of D."""
+        """Largest absolute element of D; NaN when it is not known."""
         return float(self.sums[Both.D_LARGEST])
 
     @property
@@ -172,6 +179,10 @@ class BothStats:
             return 0.0
         total = float(self.sums[Both.D_SUM])
         return max(0.0, self.d_squares - total * total / self.finite)
+
+
+def _counted(value: float) -> int:
+    return -1 if math.isnan(value) else int(value)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

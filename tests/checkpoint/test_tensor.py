@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES, F4, F32, dtype_of
 from diffai_jupyter.checkpoint.storage import StoredFile
-from diffai_jupyter.checkpoint.tensor import ArrayTensor, FileRange, Rows, Tensor, Transposed, grid_of
+from diffai_jupyter.checkpoint.tensor import ArrayTensor, FileRange, Tensor, grid_of
+from diffai_jupyter.checkpoint.views import Rows, Transposed
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 KINDS = st.sampled_from(["<f4", "<f8", "<i2", "u1", "?", "<c8", "<f2"])

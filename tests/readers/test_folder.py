@@ -235,7 +235,7 @@ def test_a_diffusers_pipeline(tmp_path: Path, save: Save, write_json: Save) -> N
     )
     save(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", {"w": 2})
     (tmp_path / "te").mkdir()
-    (tmp_path / "te" / "pytorch_model.bin").write_bytes(b"PK")
+    (tmp_path / "te" / "flax_model.msgpack").write_bytes(b"PK")
     checkpoint = open_checkpoint(tmp_path)
     assert values(checkpoint) == {"unet/w": 1, "vae/w": 2}
     assert checkpoint.tensors["unet/w"].parts == ("unet/w",)
@@ -243,7 +243,7 @@ def test_a_diffusers_pipeline(tmp_path: Path, save: Save, write_json: Save) -> N
     said = " ".join(sentences(checkpoint))
     assert "component gone, which is not there" in said
     assert "../up" in said
-    assert "te was not compared: it holds only pytorch_model.bin" in said
+    assert "te was not compared: nothing tells how to read flax_model.msgpack" in said
     assert "safety_checker" not in said
     assert "scheduler" not in said
 
@@ -252,11 +252,9 @@ def test_a_diffusers_pipeline(tmp_path: Path, save: Save, write_json: Save) -> N
     ("present", "said"),
     [
         ([], "Give a folder that holds one"),
-        (
-            ["pytorch_model.bin", "config.json"],
-            "It holds pytorch_model.bin. This version reads safetensors files",
-        ),
-        (["x.gguf", "y.onnx"], "It holds x.gguf, y.onnx"),
+        (["flax_model.msgpack", "config.json"], "It holds flax_model.msgpack. Safetensors, PyTorch"),
+        (["x.gguf", "y.onnx"], "It holds x.gguf, y.onnx: give one of them"),
+        (["optimizer.pt", "scheduler.pt"], "It holds optimizer.pt"),
         (["checkpoint-500/model.safetensors"], "Its folders checkpoint-500 hold some: give one of them"),
     ],
 )
@@ -266,7 +264,7 @@ def test_folders_without_weights(tmp_path: Path, present: list[str], said: str) 
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(SourceError) as caught:
         open_checkpoint(tmp_path)
-    assert "looked for an index (*.safetensors.index.json), model.safetensors" in str(caught.value)
+    assert "looked for an index (*.safetensors.index.json, *.bin.index.json), model.safetensors" in str(caught.value)
     assert said in str(caught.value)
 
 

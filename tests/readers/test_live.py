@@ -200,3 +200,37 @@ def test_hostile_names_stay_as_they_are() -> None:
     (said,) = sentences(open_checkpoint({"w": np.ones(1), "\x1b[31m\n" + "n" * 10_000: None}))
     assert said.isprintable()
     assert len(said) < 400
+
+
+class Configuration:
+    def __init__(self, **said: Any) -> None:
+        self._said = said
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._said
+
+
+class Model:
+    """What a model of the transformers library looks like from outside, with an adapter of PEFT."""
+
+    config = Configuration(num_attention_heads=4, torch_dtype=np.float32, rope_scaling={"factor": 2.0})
+
+    def __init__(self) -> None:
+        self.peft_config = {"default": Configuration(r=2, lora_alpha=8, target_modules=["q_proj"])}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        draw = np.random.default_rng(0)
+        return {
+            "q_proj.lora_A.default.weight": draw.normal(size=(2, 6)).astype("f4"),
+            "q_proj.lora_B.default.weight": draw.normal(size=(5, 2)).astype("f4"),
+        }
+
+
+def test_the_configuration_of_a_live_model_is_used() -> None:
+    checkpoint = open_checkpoint(Model())
+    assert checkpoint.config["num_attention_heads"] == 4
+    assert "torch_dtype" not in checkpoint.config
+    (tensor,) = checkpoint.tensors.values()
+    state = Model().state_dict()
+    product = 4 * state["q_proj.lora_B.default.weight"] @ state["q_proj.lora_A.default.weight"]
+    assert np.allclose(tensor.read_all(), product, rtol=1e-6)

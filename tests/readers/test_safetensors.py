@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError, SourceError
 from diffai_jupyter.readers import open_checkpoint
-from diffai_jupyter.readers.formats.safetensors import Header, read_header
+from diffai_jupyter.readers.formats.container import Container
+from diffai_jupyter.readers.formats.safetensors import read_safetensors
 
 Pack = Callable[..., bytes]
 
@@ -49,9 +50,9 @@ HOSTILE = [
 ]
 
 
-def header_of(path: Path, content: bytes, **limits: int) -> Header:
+def header_of(path: Path, content: bytes, **limits: int) -> Container:
     path.write_bytes(content)
-    return read_header(StoredFile.at(path), **limits)
+    return read_safetensors(StoredFile.at(path), **limits)
 
 
 def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:

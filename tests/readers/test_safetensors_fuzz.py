@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.safetensors import read_header
+from diffai_jupyter.readers.formats.safetensors import read_safetensors
 
 Facts = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -168,7 +168,7 @@ def theirs(path: Path) -> Facts | None:
 
 def ours(path: Path) -> Facts | None:
     try:
-        tensors = read_header(StoredFile.at(path)).tensors
+        tensors = read_safetensors(StoredFile.at(path)).tensors
     except FormatError:
         return None
     return {name: (tensor.dtype.name.upper(), tensor.shape) for name, tensor in tensors.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from diffai_jupyter.checkpoint.model import Checkpoint, Training
+from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.evidence import Evidence
 from diffai_jupyter.readers import open_checkpoint
@@ -279,7 +280,7 @@ def test_huge_sidecars_are_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(65 * 2**20)
     with pytest.raises(FormatError, match=r"65\.0 MiB exceed the limit of 64\.0 MiB"):
-        read_document(tmp_path / "config.json")
+        read_document(StoredFile.at(tmp_path / "config.json"))
 
 
 def test_a_file_by_itself_has_its_sidecars_too(

@@ -76,7 +76,7 @@ CASES: dict[Kind, tuple[Callable[[], State], str]] = {
     Kind.IDENTICAL: (base, r"Identical: 21 tensors, with equal names and equal values\."),
     Kind.RENAMED: (
         lambda: {"module." + name: values for name, values in base().items()},
-        r"Renamed: every value is equal; 21 tensors under another name\.",
+        r"Renamed: every value is equal; 21 tensors under another name or in another arrangement\.",
     ),
     Kind.CAST: (
         lambda: {name: values.astype("f8") for name, values in base().items()},
@@ -231,7 +231,7 @@ def test_several_casts_are_counted():
 
 def test_packed_modules_and_permutation_that_does_not_cancel():
     assert sentence(describe_change(pair_of(base(), packed()))).startswith(
-        "Quantized: B packs 1 module that A does not; this version does not decode them yet."
+        "Quantized: B packs 1 module that A does not, in a layout that is not decoded."
     )
     reversed_rows = {**base(), UP: base()[UP][::-1].copy()}
     text = sentence(describe_change(pair_of(base(), reversed_rows)))

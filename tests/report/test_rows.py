@@ -43,7 +43,7 @@ def row_of(a: np.ndarray, b: np.ndarray, name: str = "w") -> TensorRow:
         (ONE, ONE.copy(), "= w: equal"),
         (np.array(1.0), np.array(2.0), "~ w: mean=1.0000->2.0000, std=0.0000->0.0000, change=1.0000"),
         (ONE, (ONE * 9).astype("i1"),
-         "? w: not compared, f32 and i8: a packed layout that this version does not decode yet"),
+         "? w: not compared, f32 and i8: codes of a layout that was not recognised"),
     ],
 )  # fmt: skip
 def test_exact_line(a, b, line):

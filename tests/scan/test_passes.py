@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES
-from diffai_jupyter.checkpoint.tensor import ArrayTensor, Transposed
+from diffai_jupyter.checkpoint.tensor import ArrayTensor
+from diffai_jupyter.checkpoint.views import Transposed
 from diffai_jupyter.comparison import compare
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers import open_checkpoint

@@ -13,19 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES, Dtype
-from diffai_jupyter.checkpoint.storage import StoredFile
-from diffai_jupyter.checkpoint.tensor import FileRange
+from diffai_jupyter.checkpoint.storage import Storage
+from diffai_jupyter.checkpoint.tensor import FileRange, Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.documents import without_repeats
+from diffai_jupyter.readers.formats.container import RANK_LIMIT, TENSOR_LIMIT, Container
 from diffai_jupyter.wording import show_name, write_bytes
 
 HEADER_LIMIT = 32 * 2**20
-TENSOR_LIMIT = 500_000
-RANK_LIMIT = 32
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
@@ -35,25 +34,6 @@ _DTYPES: Mapping[str, Dtype] = {
     # C128 is a dtype of this package, but not of the format
     name.upper(): dtype for name, dtype in DTYPES.items() if name != "c128"
 }
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says of itself.
-
-    Parameters
-    ----------
-    file : StoredFile
-        The file, with the SHA-256 digest of its header.
-    tensors : dict of str to FileRange
-        By stored name, in sorted order.
-    metadata : dict of str to str
-        The ``__metadata__`` entry; empty where there is none.
-    """
-
-    file: StoredFile
-    tensors: dict[str, FileRange]
-    metadata: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +47,14 @@ class _Entry:
     end: int
 
 
-def read_header(
-    file: StoredFile, header_limit: int = HEADER_LIMIT, tensor_limit: int = TENSOR_LIMIT
-) -> Header:
+def read_safetensors(
+    file: Storage, header_limit: int = HEADER_LIMIT, tensor_limit: int = TENSOR_LIMIT
+) -> Container:
     """Read and check the header of a safetensors file.
 
     Parameters
     ----------
-    file : StoredFile
+    file : Storage
         The file as it was found.
     header_limit : int
         Bytes of header that are accepted; parsing takes about ten times as much memory.
@@ -95,15 +75,15 @@ def read_header(
     entries = [_read_entry(file.path, name, info) for name, info in items.items()]
     start = _LENGTH_BYTES + length
     _check_layout(file, entries, start)
-    known = replace(file, digest=hashlib.sha256(raw).hexdigest())
-    tensors = {
+    known = file.digested(hashlib.sha256(raw).hexdigest())
+    tensors: dict[str, Tensor] = {
         entry.name: FileRange(known, start + entry.begin, entry.shape, entry.dtype, (entry.name,))
         for entry in sorted(entries, key=lambda entry: entry.name)
     }
-    return Header(known, tensors, metadata)
+    return Container(known, "safetensors", tensors, metadata)
 
 
-def _header_length(file: StoredFile, limit: int) -> int:
+def _header_length(file: Storage, limit: int) -> int:
     if file.size < _LENGTH_BYTES:
         reason = f"{write_bytes(file.size)} are too few for a safetensors file; copy or download it again"
         _refuse(file.path, reason, 0)
@@ -208,7 +188,7 @@ def _bits(path: str, name: str, shape: tuple[int, ...], dtype: Dtype) -> int:
     return 0 if 0 in shape else bits
 
 
-def _check_layout(file: StoredFile, entries: list[_Entry], start: int) -> None:
+def _check_layout(file: Storage, entries: list[_Entry], start: int) -> None:
     """Check that the tensors cover everything behind the header, each byte once."""
     ordered = sorted(entries, key=lambda entry: (entry.begin, entry.end))
     need = start + max((entry.end for entry in ordered), default=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffai_jupyter.checkpoint.model import Json, Note, Training
 from diffai_jupyter.readers.sidecars.config import read_config
@@ -13,6 +12,7 @@ from diffai_jupyter.readers.sidecars.kohya import read_kohya
 from diffai_jupyter.readers.sidecars.results import read_results
 from diffai_jupyter.readers.sidecars.trainer import read_trainer
 from diffai_jupyter.readers.sidecars.training import strongest
+from diffai_jupyter.readers.sources.places import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +37,17 @@ class Sidecars:
     notes: tuple[Note, ...]
 
 
-def read_sidecars(folder: Path, metadata: Mapping[str, str]) -> Sidecars:
+def read_sidecars(place: Place, metadata: Mapping[str, str]) -> Sidecars:
     """Read the side-cars of a folder; a damaged one becomes a note.
 
     Parameters
     ----------
-    folder : Path
+    place : Place
         Where the weights lie.
     metadata : mapping of str to str
         Metadata inside the weights, which may hold training facts as well.
     """
-    files = SidecarFolder(folder)
+    files = SidecarFolder(place)
     config = read_config(files)
     # within a field the trainer's own log is believed before what was copied into metadata
     training = strongest(read_trainer(files), read_kohya(metadata))

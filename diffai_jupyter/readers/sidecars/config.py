@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffai_jupyter.checkpoint.model import Json
 from diffai_jupyter.readers.sidecars.folder import SidecarFolder
 
-_QUANTIZATION = ("quantize_config.json", "hf_quant_config.json")
+_QUANTIZATION = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 def read_config(files: SidecarFolder) -> dict[str, Json]:

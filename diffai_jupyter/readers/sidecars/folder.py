@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diffai_jupyter.checkpoint.model import Json, Note
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers.documents import read_document
-from diffai_jupyter.readers.sources.links import is_there, locate
+from diffai_jupyter.readers.sources.places import Place
 from diffai_jupyter.wording import Name
 
 
@@ -16,7 +14,7 @@ class SidecarFolder:
 
     Parameters
     ----------
-    folder : Path
+    place : Place
         Where they lie.
 
     Attributes
@@ -27,18 +25,17 @@ class SidecarFolder:
         One warning for each file that could not be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self.found: list[str] = []
         self.notes: list[Note] = []
 
     def read(self, name: str) -> dict[str, Json]:
         """Return the content of a side-car; empty where it is absent or damaged."""
         try:
-            path = locate(self._folder, name)
-            if not is_there(path):
+            if not self._place.has(name):
                 return {}
-            content = read_document(path)
+            content = read_document(self._place.file(name))
         except SourceError as error:
             template = "{file} beside the weights could not be read and was left aside: {error}"
             self.notes.append(Note(template, {"file": Name(name), "error": Name(error)}, is_warning=True))

@@ -316,13 +316,15 @@ def _compare_opened(first: Checkpoint, second: Checkpoint, request: Request, tic
 def _trees(a: object, b: object) -> tuple[Tree, Tree] | None:
     """Return both sides as trees, if they are folders that hold checkpoints and are none as a whole."""
     folders = local_folder(a), local_folder(b)
-    if folders[0] is None or folders[1] is None or not all(_holds_several(folder) for folder in (a, b)):
+    if folders[0] is None or folders[1] is None:
         return None
     first, second = list_tree(folders[0]), list_tree(folders[1])
-    return (first, second) if first.units and second.units else None
+    # A folder that is one checkpoint as a whole may still hold others.
+    several = all(len(tree.units) > 1 or _is_no_whole(given) for tree, given in ((first, a), (second, b)))
+    return (first, second) if several and first.units and second.units else None
 
 
-def _holds_several(folder: object) -> bool:
+def _is_no_whole(folder: object) -> bool:
     try:
         open_checkpoint(folder)
     except NoWeights:

@@ -353,3 +353,15 @@ def test_a_notebook_shows_it(runs: tuple[Path, Path], tmp_path: Path, monkeypatc
 
 def test_few_means_few() -> None:
     assert FEW < LISTED < ROWS
+
+
+def test_a_folder_that_is_one_checkpoint_and_holds_more_is_compared_as_a_tree(tmp_path: Path) -> None:
+    for run in ("1", "2"):
+        (tmp_path / run / "step-10").mkdir(parents=True)
+        np.savez(tmp_path / run / "step-10" / "model.npz", w=np.ones((3, 4)))
+        np.savez(tmp_path / run / "last.npz", w=np.full((3, 4), float(run)))
+    np.savez(tmp_path / "2" / "only.npz", w=np.ones(3))
+    found = compare(tmp_path / "1", tmp_path / "2")
+    assert set(found.children) == {"last.npz", "step-10/model.npz"}
+    assert "Only in B: only.npz." in found.to_text()
+    assert found.exit_code == 1

@@ -358,3 +358,12 @@ def test_the_cache_of_another_model_is_out_of_bounds(cached: Path, save: Save) -
     (cached / "model.safetensors").symlink_to(other)
     with pytest.raises(SourceError, match="leads out of its folder"):
         open_checkpoint(cached)
+
+
+def test_checkpoints_in_folders_of_a_checkpoint_are_told(tmp_path: Path, save: Save) -> None:
+    save(tmp_path / "model.safetensors", {"w": 1})
+    save(tmp_path / "checkpoint-5" / "model.safetensors", {"w": 2})
+    (tmp_path / "logs").mkdir()
+    checkpoint = open_checkpoint(tmp_path)
+    assert values(checkpoint) == {"w": 1}
+    assert sentences(checkpoint) == ["Its folders checkpoint-5 hold checkpoints as well, which were not compared."]

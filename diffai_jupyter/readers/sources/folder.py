@@ -11,7 +11,7 @@ from diffai_jupyter.readers.layouts import grouped
 from diffai_jupyter.readers.sidecars import read_sidecars
 from diffai_jupyter.readers.sidecars.training import strongest
 from diffai_jupyter.readers.sources.links import is_plain
-from diffai_jupyter.readers.sources.places import Place
+from diffai_jupyter.readers.sources.places import LocalPlace, Place
 from diffai_jupyter.readers.sources.shards import Shards, read_index, shard_note, some
 from diffai_jupyter.readers.sources.weights import LOOKED_FOR, index_pattern, read_weights, readable
 from diffai_jupyter.wording import Name, show_name
@@ -68,6 +68,11 @@ def open_folder(place: Place, source: str) -> Checkpoint:
         shards = _read_pipeline(place)
     if shards is None:
         raise NoWeights(_nothing_found(place, names))
+    # Elsewhere a look into every folder costs a request each.
+    folders = place.folders() if isinstance(place, LocalPlace) and _PIPELINE not in names else []
+    if others := [name for name in folders if _holds_some(place, name)]:
+        template = "Its folders {folders} hold checkpoints as well, which were not compared."
+        shards.notes.append(Note(template, {"folders": some(others)}))
     return _assemble(shards, place, source)
 
 

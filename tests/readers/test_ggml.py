@@ -16,7 +16,14 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Interleaved, Reshaped, RotaryPairs, Rows, Transposed, Unstacked
 from diffai_jupyter.errors import MissingPackageError
-from diffai_jupyter.readers.formats.ggml import REMOVED, TYPES, GgmlBlocks, GgmlType, block_bytes, ggml_tensor
+from diffai_jupyter.readers.formats.gguf.blocks import (
+    REMOVED,
+    TYPES,
+    GgmlBlocks,
+    GgmlType,
+    block_bytes,
+    ggml_tensor,
+)
 
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")

@@ -24,8 +24,8 @@ from diffai_jupyter.checkpoint.storage import Storage, StoredFile
 from diffai_jupyter.errors import MissingPackageError
 from diffai_jupyter.readers.formats.container import Container
 from diffai_jupyter.readers.formats.detection import open_container
-from diffai_jupyter.readers.formats.gguf import read_gguf
-from diffai_jupyter.readers.formats.gguf_config import _FILE_TYPES
+from diffai_jupyter.readers.formats.gguf.config import _FILE_TYPES
+from diffai_jupyter.readers.formats.gguf.reader import read_gguf
 
 LITTLE, BIG = gguf.GGUFEndian.LITTLE, gguf.GGUFEndian.BIG
 PLAIN = ("F32", "F16", "F64", "I8", "I16", "I32", "I64")

@@ -15,7 +15,7 @@ from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import Container
 from diffai_jupyter.readers.formats.detection import open_container
-from diffai_jupyter.readers.formats.gguf import read_gguf
+from diffai_jupyter.readers.formats.gguf.reader import read_gguf
 
 
 def read(path: Path) -> Container:

@@ -17,7 +17,7 @@ from opening import Counted, arrays, cuts, opened, read_everything, refused, ref
 
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError, MissingPackageError
-from diffai_jupyter.readers.formats.hdf5 import read_hdf5
+from diffai_jupyter.readers.formats.hdf5.reader import read_hdf5
 
 DRAW = np.random.default_rng(0)
 MATRIX = DRAW.normal(size=(30, 41)).astype("<f4")

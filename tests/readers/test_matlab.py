@@ -16,7 +16,7 @@ from scipy import io as scipy_io
 from scipy.sparse import csc_matrix
 
 from diffai_jupyter.checkpoint.storage import StoredFile
-from diffai_jupyter.readers.formats.matlab import read_matlab
+from diffai_jupyter.readers.formats.matlab.reader import read_matlab
 
 DRAW = np.random.default_rng(0)
 ARRAYS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from opening import Counted, arrays, cuts, opened, read_everything, refused, ref
 
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.onnx import read_onnx
+from diffai_jupyter.readers.formats.onnx.reader import read_onnx
 
 DRAW = np.random.default_rng(0)
 NUMBERS: dict[str, np.ndarray] = {

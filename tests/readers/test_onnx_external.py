@@ -14,7 +14,7 @@ from opening import opened, same
 
 from diffai_jupyter.checkpoint.storage import Storage, StoredFile
 from diffai_jupyter.errors import FormatError, SourceError
-from diffai_jupyter.readers.formats.onnx import read_onnx
+from diffai_jupyter.readers.formats.onnx.reader import read_onnx
 
 DRAW = np.random.default_rng(0)
 NUMBERS: dict[str, np.ndarray] = {

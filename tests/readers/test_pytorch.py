@@ -22,7 +22,7 @@ from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers import open_checkpoint
-from diffai_jupyter.readers.formats.pytorch import read_objects
+from diffai_jupyter.readers.formats.pytorch.reader import read_objects
 from diffai_jupyter.wording import say
 
 torch = pytest.importorskip("torch")

@@ -1,1 +1,1 @@
-"""One file per container format."""
+"""One file or folder per container format, and what they share."""

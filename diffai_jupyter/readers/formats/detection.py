@@ -46,14 +46,14 @@ class Format:
 
 
 SAFETENSORS = Format("a safetensors file", "safetensors:read_safetensors", (".safetensors",))
-PYTORCH = Format("a PyTorch file", "pytorch:read_pytorch", (".bin", ".pt", ".pth", ".ckpt"))
+PYTORCH = Format("a PyTorch file", "pytorch.reader:read_pytorch", (".bin", ".pt", ".pth", ".ckpt"))
 NPY = Format("a NumPy file", "numpy:read_npy", (".npy",))
 NPZ = Format("a NumPy archive", "numpy:read_npz", (".npz",))
-MATLAB = Format("a MATLAB file", "matlab:read_matlab", (".mat",))
-HDF5 = Format("an HDF5 file", "hdf5:read_hdf5", (".h5", ".hdf5"))
+MATLAB = Format("a MATLAB file", "matlab.reader:read_matlab", (".mat",))
+HDF5 = Format("an HDF5 file", "hdf5.reader:read_hdf5", (".h5", ".hdf5"))
 KERAS = Format("a Keras file", "keras:read_keras", (".keras",))
-GGUF = Format("a GGUF file", "gguf:read_gguf", (".gguf",))
-ONNX = Format("an ONNX file", "onnx:read_onnx", (".onnx",))
+GGUF = Format("a GGUF file", "gguf.reader:read_gguf", (".gguf",))
+ONNX = Format("an ONNX file", "onnx.reader:read_onnx", (".onnx",))
 FORMATS = (SAFETENSORS, PYTORCH, NPY, NPZ, MATLAB, HDF5, KERAS, GGUF, ONNX)
 
 _PICKLE, _TENSORFLOW, _FLAX, _PADDLE, _ZIP = (

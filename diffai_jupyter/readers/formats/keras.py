@@ -14,7 +14,7 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.archive import Member, open_member, read_member, read_members
 from diffai_jupyter.readers.formats.container import Container
-from diffai_jupyter.readers.formats.hdf5 import read_datasets
+from diffai_jupyter.readers.formats.hdf5.reader import read_datasets
 from diffai_jupyter.readers.formats.packed import Window
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.wording import show_name

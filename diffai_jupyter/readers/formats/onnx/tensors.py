@@ -20,8 +20,16 @@ from diffai_jupyter.checkpoint.tensor import FileRange, Span, Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import RANK_LIMIT
 from diffai_jupyter.readers.formats.extents import checked_shape
+from diffai_jupyter.readers.formats.onnx.wire import (
+    FIXED32,
+    FIXED64,
+    RANGE,
+    VARINT,
+    Field,
+    Wire,
+    split_varints,
+)
 from diffai_jupyter.readers.formats.packed import packed
-from diffai_jupyter.readers.formats.wire import FIXED32, FIXED64, RANGE, VARINT, Field, Wire, split_varints
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.readers.sources.links import locate
 from diffai_jupyter.wording import show_name

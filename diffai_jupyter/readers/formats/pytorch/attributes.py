@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffai_jupyter.errors import SourceError
-from diffai_jupyter.readers.formats.inert import Stub
-from diffai_jupyter.readers.formats.pickled import ArrayRef
-from diffai_jupyter.readers.formats.torch_tensors import NoTensor, TensorRef
-from diffai_jupyter.readers.formats.workings import is_module_state
+from diffai_jupyter.readers.formats.pytorch.inert import Stub
+from diffai_jupyter.readers.formats.pytorch.pickled import ArrayRef
+from diffai_jupyter.readers.formats.pytorch.tensors import NoTensor, TensorRef
+from diffai_jupyter.readers.formats.pytorch.workings import is_module_state
 
 _ARRAYS = (TensorRef, ArrayRef, NoTensor)
 _SCALARS = (str, bytes, int, float, complex, type(None))

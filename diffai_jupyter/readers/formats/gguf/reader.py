@@ -23,8 +23,8 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
 from diffai_jupyter.readers.formats.extents import checked_shape
-from diffai_jupyter.readers.formats.ggml import REMOVED, TYPES, GgmlType, block_bytes, ggml_tensor
-from diffai_jupyter.readers.formats.gguf_config import Listed, Number, Stated, config_of, metadata_of
+from diffai_jupyter.readers.formats.gguf.blocks import REMOVED, TYPES, GgmlType, block_bytes, ggml_tensor
+from diffai_jupyter.readers.formats.gguf.config import Listed, Number, Stated, config_of, metadata_of
 from diffai_jupyter.wording import plural, show_name
 
 KEY_LIMIT = 10_000

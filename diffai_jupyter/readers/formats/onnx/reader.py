@@ -18,10 +18,10 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import FileRange, Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
-from diffai_jupyter.readers.formats.onnx_tensor import Elements, Typed, read_message
+from diffai_jupyter.readers.formats.onnx.tensors import Elements, Typed, read_message
+from diffai_jupyter.readers.formats.onnx.wire import RANGE, Wire
 from diffai_jupyter.readers.formats.packed import packed
 from diffai_jupyter.readers.formats.skipped import Skipped
-from diffai_jupyter.readers.formats.wire import RANGE, Wire
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.readers.sources.shards import some
 from diffai_jupyter.wording import show_name

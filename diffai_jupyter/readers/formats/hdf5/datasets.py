@@ -25,7 +25,7 @@ from diffai_jupyter.checkpoint.tensor import FileRange, Tensor, strided
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.archive import RATIO_LIMIT
 from diffai_jupyter.readers.formats.extents import checked_shape, column_major
-from diffai_jupyter.readers.formats.groups import Path, descend, opened, shown_path
+from diffai_jupyter.readers.formats.hdf5.groups import Path, descend, opened, shown_path
 from diffai_jupyter.readers.formats.numpy import stored_dtype
 from diffai_jupyter.readers.formats.packed import packed, whole
 from diffai_jupyter.readers.sources.arrays import Incomparable

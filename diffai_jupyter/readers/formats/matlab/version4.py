@@ -14,9 +14,9 @@ from diffai_jupyter.checkpoint.dtypes import C64, C128, DTYPES, F32, F64, Dtype
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor, strided
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.columns import Complex
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT
 from diffai_jupyter.readers.formats.extents import checked_shape, column_major
+from diffai_jupyter.readers.formats.matlab.columns import Complex
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.wording import show_name
 

@@ -16,8 +16,8 @@ from diffai_jupyter.checkpoint.dtypes import Array, Dtype, quantized
 from diffai_jupyter.checkpoint.quantized import Quantized
 from diffai_jupyter.checkpoint.tensor import Span, Tensor
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.inert import Global
-from diffai_jupyter.readers.formats.torch_tensors import TensorRef
+from diffai_jupyter.readers.formats.pytorch.inert import Global
+from diffai_jupyter.readers.formats.pytorch.tensors import TensorRef
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.wording import show_name
 

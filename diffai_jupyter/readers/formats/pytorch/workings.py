@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.inert import Global, Range, Stub, key_of
 from diffai_jupyter.readers.formats.packed import whole
+from diffai_jupyter.readers.formats.pytorch.inert import Global, Range, Stub, key_of
 from diffai_jupyter.wording import show_name
 
 Builder = Callable[..., object]

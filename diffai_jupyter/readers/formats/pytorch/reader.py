@@ -1,7 +1,7 @@
 """Files of PyTorch: archives and older files of ``torch.save``, TorchScript, and plain pickles of arrays.
 
 Nothing is unpickled and torch is not needed: the pickle inside is run by a machine that makes inert objects
-(`diffai_jupyter.readers.formats.pickles`), and tensors become ranges of the file.
+(`diffai_jupyter.readers.formats.pytorch.pickles`), and tensors become ranges of the file.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import FormatError, SourceError
 from diffai_jupyter.readers.formats.archive import Member, read_member, read_members
-from diffai_jupyter.readers.formats.attributes import InertContents
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
 from diffai_jupyter.readers.formats.packed import Window
-from diffai_jupyter.readers.formats.pickled import BUILDERS as PLAIN
-from diffai_jupyter.readers.formats.pickled import ArrayRef
-from diffai_jupyter.readers.formats.pickles import Machine
-from diffai_jupyter.readers.formats.risks import risk_notes, with_risks
-from diffai_jupyter.readers.formats.torch_legacy import MAGIC, Embedded, Storages, read_legacy
-from diffai_jupyter.readers.formats.torch_quantized import dequantized
-from diffai_jupyter.readers.formats.torch_tensors import BUILDERS as TORCH
-from diffai_jupyter.readers.formats.torch_tensors import Block, NoTensor, TensorRef
-from diffai_jupyter.readers.formats.torch_training import training_of
-from diffai_jupyter.readers.formats.workings import Builder, Session
+from diffai_jupyter.readers.formats.pytorch.attributes import InertContents
+from diffai_jupyter.readers.formats.pytorch.legacy import MAGIC, Embedded, Storages, read_legacy
+from diffai_jupyter.readers.formats.pytorch.pickled import BUILDERS as PLAIN
+from diffai_jupyter.readers.formats.pytorch.pickled import ArrayRef
+from diffai_jupyter.readers.formats.pytorch.pickles import Machine
+from diffai_jupyter.readers.formats.pytorch.quantized import dequantized
+from diffai_jupyter.readers.formats.pytorch.risks import risk_notes, with_risks
+from diffai_jupyter.readers.formats.pytorch.tensors import BUILDERS as TORCH
+from diffai_jupyter.readers.formats.pytorch.tensors import Block, NoTensor, TensorRef
+from diffai_jupyter.readers.formats.pytorch.training import training_of
+from diffai_jupyter.readers.formats.pytorch.workings import Builder, Session
 from diffai_jupyter.readers.nesting import Contents, Nesting, unwrapped
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.wording import show_name
@@ -46,7 +46,7 @@ class Objects:
     Parameters
     ----------
     root : object
-        Plain values, lists, dicts and tuples as such; everything else as in `diffai_jupyter.readers.formats.inert`.
+        Plain values, lists, dicts and tuples as such; everything else as in the module `inert`.
     constants : object
         Constants of TorchScript code; None without them.
     session : Session

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePath
 
 from diffai_jupyter.checkpoint.model import Note
-from diffai_jupyter.readers.formats.inert import Global
-from diffai_jupyter.readers.formats.torch_tensors import is_part
-from diffai_jupyter.readers.formats.workings import Session
+from diffai_jupyter.readers.formats.pytorch.inert import Global
+from diffai_jupyter.readers.formats.pytorch.tensors import is_part
+from diffai_jupyter.readers.formats.pytorch.workings import Session
 from diffai_jupyter.readers.sources.shards import some
 from diffai_jupyter.wording import Name, show_name
 

@@ -6,8 +6,8 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
-from diffai_jupyter.readers.formats.datasets import dataset_tensor
-from diffai_jupyter.readers.formats.groups import Walk, opened, shown_path
+from diffai_jupyter.readers.formats.hdf5.datasets import dataset_tensor
+from diffai_jupyter.readers.formats.hdf5.groups import Walk, opened, shown_path
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.readers.sources.arrays import Incomparable
 

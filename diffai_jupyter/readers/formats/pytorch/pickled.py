@@ -12,10 +12,10 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor, strided
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.extents import checked_shape, column_major
-from diffai_jupyter.readers.formats.inert import Global, Held, Latin, Range, key_of
 from diffai_jupyter.readers.formats.numpy import stored_dtype
 from diffai_jupyter.readers.formats.packed import packed
-from diffai_jupyter.readers.formats.workings import Builder
+from diffai_jupyter.readers.formats.pytorch.inert import Global, Held, Latin, Range, key_of
+from diffai_jupyter.readers.formats.pytorch.workings import Builder
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.wording import show_name
 

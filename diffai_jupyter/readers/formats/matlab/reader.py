@@ -9,9 +9,9 @@ from __future__ import annotations
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import Container
-from diffai_jupyter.readers.formats.matlab4 import read_level_4
-from diffai_jupyter.readers.formats.matlab5 import HEADER, read_level_5
-from diffai_jupyter.readers.formats.matlab73 import read_level_73
+from diffai_jupyter.readers.formats.matlab.version4 import read_level_4
+from diffai_jupyter.readers.formats.matlab.version5 import HEADER, read_level_5
+from diffai_jupyter.readers.formats.matlab.version73 import read_level_73
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

@@ -17,9 +17,9 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import FileRange, Tensor
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT
-from diffai_jupyter.readers.formats.datasets import Described, dataset_tensor, describe
 from diffai_jupyter.readers.formats.extents import checked_shape
-from diffai_jupyter.readers.formats.groups import Path, Walk, address_of, opened
+from diffai_jupyter.readers.formats.hdf5.datasets import Described, dataset_tensor, describe
+from diffai_jupyter.readers.formats.hdf5.groups import Path, Walk, address_of, opened
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.wording import show_name

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.inert import Held, Latin, Range
 from diffai_jupyter.readers.formats.packed import Window, packed, whole
-from diffai_jupyter.readers.formats.pickles import Machine
-from diffai_jupyter.readers.formats.torch_tensors import Block
-from diffai_jupyter.readers.formats.workings import Builder, Session
+from diffai_jupyter.readers.formats.pytorch.inert import Held, Latin, Range
+from diffai_jupyter.readers.formats.pytorch.pickles import Machine
+from diffai_jupyter.readers.formats.pytorch.tensors import Block
+from diffai_jupyter.readers.formats.pytorch.workings import Builder, Session
 from diffai_jupyter.wording import show_name
 
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -15,7 +15,7 @@ import codecs
 import struct
 from collections.abc import Callable, Mapping
 
-from diffai_jupyter.readers.formats.workings import OPERATION_LIMIT, Workings
+from diffai_jupyter.readers.formats.pytorch.workings import OPERATION_LIMIT, Workings
 
 _LONGEST = 1 << 10
 _PROTOCOL = 5

@@ -22,9 +22,9 @@ from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import FileRange, Strided, Tensor, strided
 from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.archive import RATIO_LIMIT
-from diffai_jupyter.readers.formats.columns import Complex, Widened
 from diffai_jupyter.readers.formats.container import RANK_LIMIT, TENSOR_LIMIT
 from diffai_jupyter.readers.formats.extents import checked_shape, column_major
+from diffai_jupyter.readers.formats.matlab.columns import Complex, Widened
 from diffai_jupyter.readers.formats.packed import packed
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.wording import show_name, write_bytes

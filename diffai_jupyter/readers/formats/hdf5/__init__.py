@@ -1,0 +1,1 @@
+"""HDF5 files: a walker that follows hard links only, and the datasets it finds."""

@@ -1,0 +1,1 @@
+"""ONNX files: the wire format, and the initializers in it."""

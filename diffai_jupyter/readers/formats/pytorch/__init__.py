@@ -1,0 +1,1 @@
+"""PyTorch files: an inert machine for their pickles, and the tensors it finds."""

@@ -18,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write golden files and documentation again")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out reference files unless reference tests are asked for: importing them takes seconds."""
+    is_left_out = "not reference" in config.getoption("markexpr")
+    return True if is_left_out and collection_path.name.endswith("_reference.py") else None
+
+
 @pytest.fixture
 def assert_written(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
     """Return a function that compares a file with what it should hold, or writes it under --rewrite."""

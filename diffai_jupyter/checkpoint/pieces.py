@@ -21,8 +21,11 @@ from diffai_jupyter.checkpoint.views import Interleaved, Rows, Transposed, Unsta
 Partner = Callable[[str], "tuple[int, ...] | None"]
 """Shape of the other checkpoint's tensor of a canonical name, or None."""
 
-_HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_KV_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
+KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+"""What configurations call the number of heads, and of those that share keys and values."""
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Roles of fused tensors, and the roles of what is in them."""
 _HEAD_SIZES = (64, 128, 80, 96, 32, 256, 16, 8)
 """Usual sizes of a head, for where no configuration tells it."""
 _CODEGEN_GROUPS = 4
@@ -55,12 +58,12 @@ class Piece:
 
 def heads_of(config: Mapping[str, Json]) -> tuple[int, int] | None:
     """Return the numbers of query heads and of key/value heads that a configuration states."""
-    heads = next((config[key] for key in _HEAD_KEYS if isinstance(config.get(key), int)), None)
+    heads = next((config[key] for key in HEAD_KEYS if isinstance(config.get(key), int)), None)
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         return None
     if config.get("multi_query") is True and not config.get("new_decoder_architecture"):
         return heads, 1
-    shared = next((config[key] for key in _KV_KEYS if isinstance(config.get(key), int)), heads)
+    shared = next((config[key] for key in KV_HEAD_KEYS if isinstance(config.get(key), int)), heads)
     return (heads, shared) if isinstance(shared, int) and 0 < shared <= heads else (heads, heads)
 
 
@@ -87,10 +90,10 @@ def pieces_of(
     stem, _, kind = canonical.rpartition(".")
     base = stem.removesuffix(role)
     if role == "qkv" and len(tensor.shape) in (1, 2):
-        cuts = _qkv_cuts(name, tensor, config, [partner(f"{base}{part}.{kind}") for part in "qkv"])
-        return _pieces(base, kind, ("q", "k", "v"), cuts)
+        cuts = _qkv_cuts(name, tensor, config, [partner(f"{base}{part}.{kind}") for part in FUSED[role]])
+        return _pieces(base, kind, FUSED[role], cuts)
     if role == "gate_up" and len(tensor.shape) in (1, 2):
-        return _pieces(base, kind, ("gate", "up"), _gate_up_cuts(tensor, partner(f"{base}gate.{kind}")))
+        return _pieces(base, kind, FUSED[role], _gate_up_cuts(tensor, partner(f"{base}gate.{kind}")))
     return ()
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from diffai_jupyter.checkpoint.anatomy import Anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint, Json
 from diffai_jupyter.checkpoint.names import pattern_of
+from diffai_jupyter.checkpoint.pieces import FUSED, HEAD_KEYS, KV_HEAD_KEYS
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Value, derived, measured, reported, unknown
 from diffai_jupyter.facts import fact
+from diffai_jupyter.scan.fitting import TURNABLE
 from diffai_jupyter.scan.pair import Pair
 
 ATTENTION = ("q", "k", "v", "qkv")
@@ -208,10 +210,8 @@ def attributes(checkpoint: Checkpoint, anatomy: Anatomy) -> dict[str, Value]:
     hidden = _hidden(checkpoint, anatomy)
     return {
         "hidden size": hidden,
-        "attention heads": _configured(
-            config, "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads"
-        ),
-        "key/value heads": _configured(config, "num_key_value_heads", "num_kv_heads"),
+        "attention heads": _configured(config, *HEAD_KEYS),
+        "key/value heads": _configured(config, *KV_HEAD_KEYS),
         "head size": _configured(config, "head_dim", "d_kv"),
         "feed-forward size": _feed_forward(first("down"), hidden),
         "vocabulary": measured(embedding.shape[0], "embedding rows") if embedding else unknown("NO_TARGET"),
@@ -316,8 +316,7 @@ def differences(pair: Pair) -> tuple[Difference, ...]:
 
 
 Patterns = Mapping[str, Mapping[tuple[str, ...], tuple[int, ...]]]
-_FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-_TURNED = re.compile(r"\.(?:q|k|v|o|qkv|gate|up|down|gate_up)\.weight$")
+_TURNED = re.compile(rf"\.(?:{'|'.join(sorted(TURNABLE))})\.weight$")
 
 
 def _alike(a: Patterns, b: Patterns) -> tuple[Patterns, Patterns]:
@@ -325,7 +324,7 @@ def _alike(a: Patterns, b: Patterns) -> tuple[Patterns, Patterns]:
     left, right = dict(a), dict(b)
     for one, other in ((left, right), (right, left)):
         for pattern in [p for p in one if p not in other]:
-            for role, roles in _FUSED.items():
+            for role, roles in FUSED.items():
                 parts = [pattern.replace(f".{role}.", f".{part}.") for part in roles]
                 if parts[0] != pattern and all(part in other and part not in one for part in parts):
                     rows = sum(_rows(other[part]) for part in parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.changes import Status, changes
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.sample import seeded
 
 MATRICES = 8
 ROWS = 64
@@ -71,9 +71,7 @@ def quantized_levels(pair: Pair) -> tuple[Levels, ...]:
 
 def _rows(tensor: Tensor, name: str) -> Array:
     n_rows, n_cols = tensor.grid
-    digest = hashlib.sha256(f"{name}\0levels".encode("utf-8", "surrogatepass")).digest()
-    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-    places = np.sort(draw.choice(n_rows, min(ROWS, n_rows), replace=False))
+    places = np.sort(seeded(name, "levels").choice(n_rows, min(ROWS, n_rows), replace=False))
     return np.concatenate([tensor.read((int(row), int(row) + 1), (0, n_cols)) for row in places])
 
 

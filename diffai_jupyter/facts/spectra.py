@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.changes import Status, TensorChange, changes
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.sample import seeded
 
 MATRICES = 32
 BLOCK_SIDE = 512
@@ -169,9 +169,7 @@ def rounding_noise(dtype: Dtype, values: Matrix) -> float:
 def _places(name: str, length: int, axis: str) -> NDArray[np.int64]:
     if length <= BLOCK_SIDE:
         return np.arange(length)
-    digest = hashlib.sha256(f"{name}\0{axis}\0{length}".encode("utf-8", "surrogatepass")).digest()
-    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-    return np.sort(draw.choice(length, BLOCK_SIDE, replace=False))
+    return np.sort(seeded(name, axis, length).choice(length, BLOCK_SIDE, replace=False))
 
 
 def _block(tensor: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Matrix:

@@ -182,23 +182,13 @@ def quantized_copy(found: tuple[TensorChange, ...]) -> dict[str, object]:
     The packed side counts as a copy of the other only while it is off by at most half of the other's
     norm: two different models are not each other's quantized copy.
     """
-    packed = [
-        change
-        for change in found
-        if change.both is not None
-        and change.status is Status.CHANGED
-        and change.tensor.a is not None
-        and change.tensor.b is not None
-        and change.tensor.a.dtype.packing != change.tensor.b.dtype.packing
-        and "adapter" not in change.tensor.a.dtype.packing + change.tensor.b.dtype.packing
-    ]
+    changed = [change for change in found if change.status is Status.CHANGED]
+    packed = [change for change in changed if _is_packed_otherwise(change)]
     both = [change.both for change in packed if change.both is not None]
     d_squares, a_squares = math.fsum(b.d_squares for b in both), math.fsum(b.a_squares for b in both)
     if not a_squares or d_squares > LARGEST_CHANGE**2 * a_squares:
         return {}
-    others = sum(
-        change.is_changed_parameter and change.status is Status.CHANGED and change not in packed for change in found
-    )
+    others = sum(change.is_changed_parameter and not _is_packed_otherwise(change) for change in changed)
     error = math.sqrt(d_squares / a_squares)
     return {
         "matrices": len(packed),
@@ -210,6 +200,14 @@ def quantized_copy(found: tuple[TensorChange, ...]) -> dict[str, object]:
         "sqnr": -20 * math.log10(error) if error else math.inf,
         "others": others,
     }
+
+
+def _is_packed_otherwise(change: TensorChange) -> bool:
+    """Say whether values were compared that are quantized on one side only, or in two ways."""
+    a, b = change.tensor.a, change.tensor.b
+    if change.both is None or a is None or b is None:
+        return False
+    return a.dtype.packing != b.dtype.packing and "adapter" not in a.dtype.packing + b.dtype.packing
 
 
 def _packings(tensors: Sequence[Tensor | None]) -> str:

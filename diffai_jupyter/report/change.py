@@ -40,11 +40,11 @@ _TEMPLATES: dict[Kind, str] = {
 _QUANTIZED_BY_NAME = "Quantized: B packs {packed} that A does not, in a layout that is not decoded."
 _QUANTIZED = (
     "Quantized: {matrices} of B packed as {b}, {bits_b:.2f} bits a weight, where A has {a}; off by {error} of "
-    "the norm of A (SQNR {sqnr:.1f} dB)"
+    "their norm in A (SQNR {sqnr:.1f} dB)"
 )
 _DEQUANTIZED = (
     "Dequantized: {matrices} of B in {b}, where A packs them as {a}, {bits_a:.2f} bits a weight; off by {error} "
-    "of the norm of A (SQNR {sqnr:.1f} dB)"
+    "of their norm in A (SQNR {sqnr:.1f} dB)"
 )
 _QUANTIZED_BY_LEVELS = (
     "Looks quantized: in {matrices} sampled matrices of B any {group} neighbours hold at most {levels} distinct "

@@ -7,7 +7,8 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Reshaped, Transposed
 
 TRANSPOSED = "transposed"
-_TURNABLE = frozenset({"q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "router"})
+TURNABLE = frozenset({"q", "k", "v", "o", "qkv", "gate", "up", "down", "gate_up", "router"})
+"""Roles of matrices that some families store inputs by outputs."""
 
 
 def fitted(a: Tensor, b: Tensor, part: Part) -> tuple[str, Tensor] | None:
@@ -25,14 +26,14 @@ def fitted(a: Tensor, b: Tensor, part: Part) -> tuple[str, Tensor] | None:
 def is_turned(a: Tensor, b: Tensor, part: Part) -> bool:
     """Say whether one is the other's transpose by shape: Conv1D stores inputs by outputs."""
     return (
-        part.role in _TURNABLE and len(a.shape) == len(b.shape) == 2 and a.shape == b.shape[::-1]
+        part.role in TURNABLE and len(a.shape) == len(b.shape) == 2 and a.shape == b.shape[::-1]
         and a.shape != b.shape and min(a.shape) > 1
     )
 
 
 def is_turnable(part: Part) -> bool:
     """Say whether a matrix of this role may be stored either way round."""
-    return part.role in _TURNABLE
+    return part.role in TURNABLE
 
 
 def why_not_compared(a: Tensor, b: Tensor, part: Part) -> str:

@@ -7,7 +7,6 @@ not tell, so the pair carries all readings, and the first read settles it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import RotaryPairs, Transposed
 from diffai_jupyter.scan.fitting import TRANSPOSED, is_turnable, why_not_compared
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Reading
+from diffai_jupyter.scan.sample import seeded
 
 SAMPLED_ROWS = 16
 SAMPLED_COLS = 4096
@@ -108,30 +108,40 @@ def _settle(tensor: PairedTensor) -> PairedTensor:
     if not tensor.readings:
         return tensor
     errors = [_sampled_error(reading, tensor.name) for reading in tensor.readings]
-    best = min(range(len(errors)), key=lambda i: (errors[i], i))
+    # A reading in which nothing could be compared never wins over one that was.
+    best = min(range(len(errors)), key=lambda i: (math.isnan(errors[i]), errors[i], i))
     chosen = tensor.readings[best]
-    others = [errors[i] for i in range(len(errors)) if i != best]
-    how = f"{chosen.words or 'as stored'}: relative difference {errors[best]:.2g}, otherwise {min(others):.2g}"
+    others = [error for i, error in enumerate(errors) if i != best and not math.isnan(error)]
+    how = chosen.words or "as stored"
+    if math.isnan(errors[best]):
+        how += ": nothing in the sample is finite on both sides"
+    else:
+        how += f": relative difference {errors[best]:.2g}, otherwise {min(others):.2g}" if others else ""
     reason = why_not_compared(chosen.a, chosen.b, tensor.part)
     return replace(tensor, a=chosen.a, b=chosen.b, how=how, reason=reason, readings=())
 
 
 def _sampled_error(reading: Reading, name: str) -> float:
-    """Return the Frobenius norm of the difference over that of A, on 16 rows fixed by the name."""
+    """Return the Frobenius norm of the difference over that of A, on 16 rows fixed by the name.
+
+    NaN when none of their elements is finite on both sides: then nothing was compared.
+    """
     n_rows, n_cols = reading.a.grid
-    digest = hashlib.sha256(f"{name}\0reading".encode("utf-8", "surrogatepass")).digest()
-    draw = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-    rows = np.sort(draw.choice(n_rows, min(SAMPLED_ROWS, n_rows), replace=False))
+    rows = np.sort(seeded(name, "reading").choice(n_rows, min(SAMPLED_ROWS, n_rows), replace=False))
     cols = (0, min(n_cols, SAMPLED_COLS))
     squares = total = 0.0
+    is_known = False
     with np.errstate(over="ignore", invalid="ignore"):
         for row in rows:
             line = (int(row), int(row) + 1)
             a = np.asarray(reading.a.read(line, cols), dtype=np.float64)
             delta = np.asarray(reading.b.read(line, cols), dtype=np.float64) - a
             known = np.isfinite(delta)
+            is_known = is_known or bool(known.any())
             squares += float(np.square(delta[known]).sum())
             total += float(np.square(a[known]).sum())
+    if not is_known:
+        return math.nan
     if squares == 0:
         return 0.0
     return math.sqrt(squares / total) if total else math.inf

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 SAMPLE_SIZE = 1 << 18
 
 
+def seeded(*words: object) -> np.random.Generator:
+    """Return a generator that draws the same for the same words: names, purposes, lengths."""
+    text = "\0".join(map(str, words))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
 def sample_positions(name: str, size: int) -> NDArray[np.int64]:
     """Return the sorted positions at which a tensor is sampled.
 

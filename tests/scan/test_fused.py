@@ -276,3 +276,13 @@ def test_vectors_as_columns() -> None:
     for other in (values[:, np.newaxis], values[np.newaxis]):
         found = pair({"w": values}, {"w": other})
         assert [change.status for change in changes(found)] == [Status.EQUAL]
+
+
+def test_a_sample_without_finite_values_decides_nothing_and_says_so() -> None:
+    state = transformer(layers=1, hidden=48)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    state[name] = np.full_like(state[name], np.nan)
+    config = {"num_attention_heads": HEADS}
+    found = pair(state, gguf_of(state, HEADS, HEADS), {}, config, ("safetensors", "gguf"))
+    (tensor,) = [change.tensor for change in changes(found) if change.tensor.name_a == name]
+    assert tensor.how == "as stored: nothing in the sample is finite on both sides"

@@ -74,7 +74,6 @@ _MAGICS: tuple[tuple[int, bytes, Format | str], ...] = (
     (0, b"\x93NUMPY", NPY),
     (0, b"GGUF", GGUF),
     (0, b"\x89HDF\r\n\x1a\n", HDF5),
-    (0, b"MATLAB 7.3", MATLAB),
     (0, b"MATLAB", MATLAB),
     (257, b"ustar", "a tar archive"),
     (0, b"\x1f\x8b", "a gzip archive"),

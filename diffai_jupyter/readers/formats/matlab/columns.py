@@ -8,22 +8,23 @@ import numpy as np
 
 from diffai_jupyter.checkpoint.dtypes import Array, Dtype
 from diffai_jupyter.checkpoint.tensor import Span, Tensor
+from diffai_jupyter.checkpoint.views import View
 
 
 @dataclass(frozen=True)
-class Widened(Tensor):
+class Widened(View):
     """Numbers that are stored in a narrower dtype, because all of them fit into it.
 
     Parameters
     ----------
     base : Tensor
         As stored.
-    dtype : Dtype
+    meant : Dtype
         As meant; holds each number of the stored dtype.
     """
 
     base: Tensor
-    dtype: Dtype
+    meant: Dtype
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -31,23 +32,17 @@ class Widened(Tensor):
         return self.base.shape
 
     @property
-    def nbytes(self) -> int:  # type: ignore[override]
-        """Bytes as stored."""
-        return self.base.nbytes
-
-    @property
-    def parts(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Stored name."""
-        return self.base.parts
-
-    @property
-    def homes(self) -> frozenset[str]:
-        """Path of the file."""
-        return self.base.homes
+    def dtype(self) -> Dtype:  # type: ignore[override]
+        """As meant."""
+        return self.meant
 
     def codes(self, rows: Span, cols: Span) -> Array:
         """Read a block and widen it."""
-        return self.base.read(rows, cols).astype(self.dtype.code)
+        return self.base.read(rows, cols).astype(self.meant.code)
+
+    def read(self, rows: Span, cols: Span) -> Array:
+        """Read a block as what is meant."""
+        return self.meant.decode(self.codes(rows, cols))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any
 
@@ -181,6 +181,54 @@ def close_matches(word: str, known: tuple[str, ...] | list[str]) -> str:
     """
     near = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def some(names: Iterable[str], limit: int = 5, count: int | None = None) -> tuple[str, ...]:
+    """Return the first few names for a sentence, and how many more there are.
+
+    Parameters
+    ----------
+    names : iterable of str
+        All of them, or the first ones.
+    limit : int
+        How many are shown.
+    count : int, optional
+        How many there are, where `names` are not all.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c"], limit=2)
+    ('a', 'b', '1 more')
+    >>> some(["a", "b"], limit=2, count=9)
+    ('a', 'b', '7 more')
+    """
+    known = [Name(name) for name in names]
+    shown = known[:limit]
+    rest = (len(known) if count is None else count) - len(shown)
+    return tuple(shown) if rest <= 0 else (*shown, f"{rest} more")
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    r"""Write the first few names for a message, and how many more there are.
+
+    Examples
+    --------
+    >>> listed(["a", "b\n", "c"], limit=2)
+    'a, b\\u000a, 1 more'
+    """
+    return ", ".join(show_name(name) for name in some(names, limit))
+
+
+def clause(error: Exception) -> str:
+    r"""Return what a foreign error says, as a clause: its first line, else its kind.
+
+    Examples
+    --------
+    >>> clause(ValueError("bad header.\nmore")), clause(EOFError())
+    ('bad header', 'EOFError')
+    """
+    lines = str(error).splitlines()
+    return show_name(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -156,8 +156,7 @@ class Product(Quantized):
     def dtype(self) -> Dtype:  # type: ignore[override]
         """``lora_`` and the wider dtype of the factors; computed in float64."""
         wider = self.up.dtype if self.up.dtype.bits > self.down.dtype.bits else self.down.dtype
-        packing = "LoRA adapter" if self.is_stated else UNSTATED
-        return Dtype(f"lora_{wider.name}", wider.bits, "u1", "<f8", packing=packing)
+        return Dtype(f"lora_{wider.name}", wider.bits, "u1", "<f8", packing="LoRA adapter")
 
     @property
     def rank(self) -> int:
@@ -197,8 +196,12 @@ class Product(Quantized):
 
 
 Places = NDArray[np.int64]
-UNSTATED = "LoRA adapter, scale not stated"
 _NARROW = 64
+
+
+def forget() -> None:
+    """Let go of the factors that are kept."""
+    _held.cache_clear()
 
 
 @functools.lru_cache(maxsize=16)

@@ -237,15 +237,8 @@ class Unstacked(View):
         return self.base.origin + self.index * self.base.grid[1]
 
     def _taken(self, read: Read, rows: Span, cols: Span) -> Array | None:
-        n_cols, line = self.grid[1], (self.index, self.index + 1)
-        if cols == (0, n_cols) or rows[1] - rows[0] == 1:
-            first = rows[0] * n_cols + cols[0]
-            count = (rows[1] - rows[0]) * (cols[1] - cols[0])
-            found = read(line, (first, first + count))
-            return None if found is None else found.reshape(rows[1] - rows[0], -1)
-        pieces = [read(line, (row * n_cols + cols[0], row * n_cols + cols[1])) for row in range(*rows)]
-        known = [piece for piece in pieces if piece is not None]
-        return np.concatenate(known) if len(known) == len(pieces) else None
+        line = (self.index, self.index + 1)
+        return _laid_out(lambda run: read(line, run), rows, cols, self.grid[1])
 
 
 @dataclass(frozen=True)
@@ -264,15 +257,7 @@ class Reshaped(View):
     shape: tuple[int, ...]
 
     def _taken(self, read: Read, rows: Span, cols: Span) -> Array | None:
-        n_cols, base_cols = self.grid[1], self.base.grid[1]
-        lines = []
-        for row in range(*rows):
-            first, last = row * n_cols + cols[0], row * n_cols + cols[1]
-            line = _flat(read, first, last, base_cols)
-            if line is None:
-                return None
-            lines.append(line)
-        return np.stack(lines)
+        return _laid_out(lambda run: _flat(read, run, self.base.grid[1]), rows, cols, self.grid[1])
 
 
 @dataclass(frozen=True)
@@ -309,8 +294,23 @@ class Renamed(View):
         return read(rows, cols)
 
 
-def _flat(read: Read, first: int, last: int, n_cols: int) -> Array | None:
-    """Read elements `first` to `last` of a grid, row after row."""
-    top, bottom = first // n_cols, -(-last // n_cols)
+def _laid_out(read: Callable[[Span], Array | None], rows: Span, cols: Span, n_cols: int) -> Array | None:
+    """Read a block of a grid whose elements are read in runs: whole rows and parts of one row take one."""
+    height, width = rows[1] - rows[0], cols[1] - cols[0]
+    if width == n_cols or height == 1:
+        first = rows[0] * n_cols + cols[0]
+        found = read((first, first + height * width))
+        return None if found is None else found.reshape(height, width)
+    lines = [read((row * n_cols + cols[0], row * n_cols + cols[1])) for row in range(*rows)]
+    known = [line.reshape(1, width) for line in lines if line is not None]
+    return np.concatenate(known) if len(known) == len(lines) else None
+
+
+def _flat(read: Read, run: Span, n_cols: int) -> Array | None:
+    """Read a run of elements of a grid, row after row."""
+    top, bottom = run[0] // n_cols, -(-run[1] // n_cols)
+    start, stop = run[0] - top * n_cols, run[1] - top * n_cols
+    if bottom - top == 1:
+        return read((top, bottom), (start, stop))
     whole = read((top, bottom), (0, n_cols))
-    return None if whole is None else whole.reshape(-1)[first - top * n_cols : last - top * n_cols]
+    return None if whole is None else whole.reshape(-1)[start:stop]

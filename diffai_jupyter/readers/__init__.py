@@ -8,10 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from diffai_jupyter.checkpoint import quantized
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.errors import SourceError
-from diffai_jupyter.readers.layouts.packing.bands import forget
+from diffai_jupyter.readers.layouts.packing import bands
 from diffai_jupyter.readers.sources.folder import open_file, open_folder
 from diffai_jupyter.readers.sources.hub import SCHEME, NotCached, hub_name, open_cached, open_hub
 from diffai_jupyter.readers.sources.links import is_folder, is_there
@@ -27,7 +28,8 @@ _MOST_NEIGHBOURS = 1000
 
 def release() -> None:
     """Let go of what reading has kept in memory to be read again: for the end of a comparison."""
-    forget()
+    bands.forget()
+    quantized.forget()
 
 
 def open_checkpoint(source: object, name: str = "") -> Checkpoint:

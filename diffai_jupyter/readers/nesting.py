@@ -9,8 +9,7 @@ from diffai_jupyter.checkpoint.model import Note
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers.sources.arrays import Incomparable
-from diffai_jupyter.readers.sources.shards import some
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, show_name, some
 
 Entries = Mapping[object, object]
 
@@ -66,8 +65,7 @@ class _Aside:
             self.first.append(name)
 
     def listed(self) -> tuple[str, ...]:
-        rest = self.count - len(self.first)
-        return (*some(self.first, _NAMED), *((f"{rest} more",) if rest else ()))
+        return some(self.first, _NAMED, self.count)
 
 
 @dataclass

@@ -46,6 +46,7 @@ _DEQUANTIZED = (
     "Dequantized: {matrices} of B in {b}, where A packs them as {a}, {bits_a:.2f} bits a weight; off by {error} "
     "of their norm in A (SQNR {sqnr:.1f} dB)"
 )
+_ROUNDING_OF_FACTORS = "Rounding only: {n} of adapters differ by no more than rounding of their factors explains."
 _QUANTIZED_BY_LEVELS = (
     "Looks quantized: in {matrices} sampled matrices of B any {group} neighbours hold at most {levels} distinct "
     "values, in A {levels_a}."
@@ -56,11 +57,17 @@ def describe_change(pair: Pair) -> Change:
     """Say what kind of change a pair is; this reads both checkpoints once."""
     found = update_type(pair)
     said: dict[str, object] = {**found.numbers, **_numbers(pair, found)}
-    template = _template(found)
+    template = _template(pair, found)
     structure = str(said["structure"])
     if structure and found.kind not in (Kind.STRUCTURE, Kind.NOTHING_COMMON):
         template = f"{template} Besides, {{structure}}."
-    return Change(found.kind.value, template, said, _evidence(found), found.is_equal, _magnitude(pair))
+    return Change(found.kind.value, template, said, _evidence(pair, found), found.is_equal, _magnitude(pair))
+
+
+def _are_adapters(pair: Pair) -> bool:
+    """Say whether all that changed are updates that adapters add."""
+    moved = [change for change in changes(pair) if change.status is Status.ROUNDING]
+    return all(change.tensor.part.role == "adapter" for change in moved)
 
 
 def describe_headers(pair: Pair) -> Change:
@@ -88,7 +95,9 @@ def _magnitude(pair: Pair) -> Value:
     return ladder(lambda: measured(displacement(pair).relative, "‖B−A‖_F / ‖A‖_F"))
 
 
-def _template(found: UpdateType) -> str:
+def _template(pair: Pair, found: UpdateType) -> str:
+    if found.kind is Kind.ROUNDING and _are_adapters(pair):
+        return _ROUNDING_OF_FACTORS
     if found.kind is Kind.QUANTIZED and "sqnr" in found.numbers:
         is_smaller = float(str(found.numbers["bits_b"])) < float(str(found.numbers["bits_a"]))
         others = "; besides, {others} changed." if found.numbers["others"] else "."
@@ -98,8 +107,10 @@ def _template(found: UpdateType) -> str:
     return _TEMPLATES[found.kind]
 
 
-def _evidence(found: UpdateType) -> Value:
+def _evidence(pair: Pair, found: UpdateType) -> Value:
     source = "elementwise comparison"
+    if found.kind is Kind.ROUNDING and _are_adapters(pair):
+        return derived(found.kind.value, "each factor was rounded to its dtype on its own", "a bound on ‖B−A‖_F")
     if not found.is_estimated:
         return measured(found.kind.value, source)
     if found.kind is Kind.LOW_RANK:

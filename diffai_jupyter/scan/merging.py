@@ -17,7 +17,7 @@ from diffai_jupyter.checkpoint.names import bare_name
 from diffai_jupyter.checkpoint.quantized import Merged, Product, Undecoded
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Transposed
-from diffai_jupyter.wording import Name, plural
+from diffai_jupyter.wording import Name, plural, some
 
 _SUFFIX = ".lora"
 _PEFT = "base_model.model."
@@ -39,7 +39,6 @@ _ADAPTER_PART = re.compile(r"(?:^|[._])lora[._]|hada_|lokr_|ia3_|dora_scale|\.al
 # These begin with a decomposition of the base weight, and take it out of the base that they are trained on.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _ADAPTER_FILE = "adapter_model"
-_LISTED = 5
 
 
 def reconcile(a: Checkpoint, b: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -94,7 +93,7 @@ def with_adapter(base: Checkpoint, adapter: Checkpoint, sides: tuple[str, str] =
     merging.take(adapter.tensors)
     if not merging.merged:
         template = "This is an adapter ({adapter}), and none of its modules has a place in {base}: {names}."
-        said = {"adapter": _described(adapter.tensors), "base": sides[0], "names": _some(merging.homeless)}
+        said = {"adapter": _described(adapter.tensors), "base": sides[0], "names": some(merging.homeless)}
         return _with_notes(adapter, [Note(template, said, is_warning=True)])
     template = "This is an adapter ({adapter}); it was compared as {base} with the adapter merged in."
     said = {"base": sides[0], "adapter": _described(merging.merged)}
@@ -210,7 +209,7 @@ class _Merging:
         ):
             if names:
                 word = "module" if names is self.homeless else "tensor"
-                said = {"n": plural(len(names), word), "base": base, "names": _some(names)}
+                said = {"n": plural(len(names), word), "base": base, "names": some(names)}
                 yield Note(template, said, is_warning=is_warning)
 
 
@@ -289,9 +288,3 @@ def _undecoded_kinds(checkpoint: Checkpoint) -> list[str]:
 
 def _with_notes(checkpoint: Checkpoint, notes: list[Note]) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, *notes)) if notes else checkpoint
-
-
-def _some(names: list[str]) -> tuple[str, ...]:
-    """Return the first few names, and how many more there are."""
-    shown = tuple(Name(name) for name in names[:_LISTED])
-    return shown if len(names) <= _LISTED else (*shown, f"{len(names) - _LISTED} more")

@@ -41,6 +41,8 @@ class Task:
         The sides, of equal grids when both are given.
     slab, slabs : int
         Which slab of how many.
+    nbytes : int
+        About how many bytes it goes through: of an adapter, those of its product.
     """
 
     index: int
@@ -49,11 +51,7 @@ class Task:
     b: Tensor | None
     slab: int
     slabs: int
-
-    @property
-    def nbytes(self) -> int:
-        """About how many bytes it goes through: of an adapter, those of its product."""
-        return sum(_weight(t) for t in (self.a, self.b) if t is not None) // max(1, self.slabs)
+    nbytes: int
 
 
 def _weight(tensor: Tensor) -> int:
@@ -99,6 +97,7 @@ def _scan(pair: Pair) -> tuple[TensorStats, ...]:
                 tasks.extend(_tasks(i, tensor.name, a, b))
             else:
                 finished.setdefault(i, []).append(record)
+                pair.run.report("adapters", i + 1, len(tensors))
     total = sum(task.nbytes for task in tasks)
     done = 0
     open_slabs: dict[tuple[int, bool, bool], list[SlabSums]] = {}
@@ -129,8 +128,9 @@ def _sides(tensor: PairedTensor) -> list[tuple[Tensor | None, Tensor | None]]:
 def _tasks(index: int, name: str, a: Tensor | None, b: Tensor | None) -> Iterator[Task]:
     one = a or b
     slabs = 1 if one is None else max(1, Tiling(*one.grid).slabs)
+    nbytes = sum(_weight(tensor) for tensor in (a, b) if tensor is not None) // slabs
     for slab in range(slabs):
-        yield Task(index, name, a, b, slab, slabs)
+        yield Task(index, name, a, b, slab, slabs, nbytes)
 
 
 def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
@@ -213,9 +213,11 @@ class _Gathering:
     def add(self, block: Block) -> None:
         """Read a block and sum its tiles."""
         task, dtypes = self._task, self._kernel.dtypes
+        # What an adapter leaves as it is stands as one tensor on both sides, and is read once.
+        is_one = task.a is task.b
         codes_a = None if task.a is None else task.a.codes(block.rows, block.cols)
-        codes_b = None if task.b is None else task.b.codes(block.rows, block.cols)
-        same_bits = (
+        codes_b = codes_a if is_one else None if task.b is None else task.b.codes(block.rows, block.cols)
+        same_bits = is_one or (
             codes_a is not None
             and codes_b is not None
             and dtypes[0] == dtypes[1]
@@ -316,7 +318,7 @@ def _finish(task: Task, slabs: list[SlabSums]) -> TensorStats:
     for i in (0, 1):
         kept = [sample for s in slabs if (sample := s.samples[i]) is not None]
         samples.append(np.concatenate(kept) if kept else None)
-        mark_rounding(task.a, task.b, both)
+    mark_rounding(task.a, task.b, both)
     changed = both is None or both.changed != 0 or both.finite < both.size
     digest = digest_of(
         _merged_edges(slabs),

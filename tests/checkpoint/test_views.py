@@ -130,3 +130,21 @@ def test_big_endian_codes(tmp_path: Path) -> None:
             tensor = strided(StoredFile.at(path), 0, (3, 4), strides, dtype_of(stored), "w", is_swapped=True)
             wanted = stored if strides == (4, 1) else stored.reshape(4, 3).T
             assert np.array_equal(tensor.read_all(), wanted.astype(tensor.dtype.value))
+
+
+def test_a_vector_as_a_column_reads_no_more_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    values = np.arange(5000, dtype="f4")
+    values.tofile(path)
+
+    class Counted(FileRange):
+        read_elements = 0
+
+        def codes(self, rows, cols):
+            Counted.read_elements += (rows[1] - rows[0]) * (cols[1] - cols[0])
+            return super().codes(rows, cols)
+
+    column = Reshaped(Counted(StoredFile.at(path), 0, (5000,), DTYPES["f32"], ("w",)), (5000, 1))
+    found = np.concatenate([column.read((at, at + 500), (0, 1)) for at in range(0, 5000, 500)])
+    assert np.array_equal(found[:, 0], values)
+    assert Counted.read_elements == 5000

@@ -141,7 +141,7 @@ def test_blocks_by_hand() -> None:
 
 def test_only_covering_blocks_are_read() -> None:
     tensor, _ = blocks_of("Q4_0", (4, 128))
-    file = tensor.file
+    file = tensor.payload.file
     tensor.read((1, 3), (0, 128))
     tensor.read((2, 3), (33, 64))
     tensor.read((0, 2), (32, 65))

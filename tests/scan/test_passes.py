@@ -15,7 +15,8 @@ from builders import checkpoint_of, pair_of, to_codes, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffai_jupyter.checkpoint.dtypes import DTYPES
+from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of
+from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.tensor import ArrayTensor
 from diffai_jupyter.checkpoint.views import Transposed
 from diffai_jupyter.comparison import compare
@@ -317,3 +318,26 @@ def test_extra_memory_stays_below_64_mib(shape, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 64
+
+
+def test_one_tensor_on_both_sides_is_read_once_and_counts_as_equal():
+    values = np.random.default_rng(0).normal(size=(40, 30)).astype("f4")
+    values[3, 4], values[5] = np.nan, 0
+
+    class Counted(ArrayTensor):
+        reads = 0
+
+        def codes(self, rows, cols):
+            Counted.reads += 1
+            return super().codes(rows, cols)
+
+    tensor = Counted(values, dtype_of(values), ("w",))
+    copy = ArrayTensor(values.copy(), dtype_of(values), ("w",))
+    records = [
+        stats(pair_checkpoints(Checkpoint("a", "live", {"w": a}), Checkpoint("b", "live", {"w": b})))[0]
+        for a, b in ((tensor, tensor), (copy, tensor))
+    ]
+    assert Counted.reads == 2
+    for part in ("a", "b", "both"):
+        one, other = (getattr(record, part).sums.tobytes() for record in records)
+        assert one == other

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.unpacked import Unpacked
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.wording import show_name, write_bytes
+from diffai_jupyter.wording import clause, show_name, write_bytes
 
 MEMBER_LIMIT = 1_000_000
 RATIO_LIMIT = 1100
@@ -66,7 +66,7 @@ def read_members(file: Storage) -> dict[str, Member]:
         with file.stream() as stream, zipfile.ZipFile(stream) as archive:
             infos = archive.infolist()
     except _DAMAGES as error:
-        raise FormatError(file.path, f"the archive is damaged or truncated ({_clause(error)})") from None
+        raise FormatError(file.path, f"the archive is damaged or truncated ({clause(error)})") from None
     if len(infos) > MEMBER_LIMIT:
         raise FormatError(file.path, f"{len(infos)} members are more than the limit of {MEMBER_LIMIT}")
     members: dict[str, Member] = {}
@@ -82,7 +82,7 @@ def open_member(file: Storage, member: Member) -> tuple[Storage, int]:
     """Return where a member's unpacked bytes are: a storage, and the offset in it."""
     if member.is_stored:
         return file, member.offset
-    return Unpacked(file.path, member.size, _Inflated(file, member)), 0
+    return Unpacked(file.path, member.size, Inflated(file, member)), 0
 
 
 def read_member(file: Storage, member: Member, limit: int) -> bytes:
@@ -98,10 +98,14 @@ def read_member(file: Storage, member: Member, limit: int) -> bytes:
         raise FormatError(file.path, reason, member.offset)
     if member.is_stored:
         return file.read(member.offset, member.size).tobytes()
-    content = b"".join(_Inflated(file, member)())
+    content = bytearray()
+    for piece in Inflated(file, member)():
+        content += piece
+        if len(content) > member.size:
+            break
     if len(content) != member.size:
         raise FormatError(file.path, f"{show_name(member.name)} unpacks to another size than it says", member.offset)
-    return content
+    return bytes(content)
 
 
 def _member(file: Storage, info: zipfile.ZipInfo) -> Member:
@@ -144,13 +148,22 @@ def _data_offset(file: Storage, info: zipfile.ZipInfo, name: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Inflated:
-    """The bytes of a deflated member, piece by piece."""
+class Inflated:
+    """The bytes of a deflated member, piece by piece.
+
+    Parameters
+    ----------
+    file : Storage
+        The archive.
+    member : Member
+        A deflated one.
+    """
 
     file: Storage
     member: Member
 
     def __call__(self) -> Iterator[bytes]:
+        """Yield them; a damaged member is a `FormatError`."""
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         at, end = self.member.offset, self.member.offset + self.member.packed
         try:
@@ -163,10 +176,5 @@ class _Inflated:
                     waiting, at = self.file.read(at, count).tobytes(), at + count
                 yield inflate.decompress(waiting, _PIECE)
         except zlib.error as error:
-            reason = f"member '{show_name(self.member.name)}' is damaged ({_clause(error)})"
+            reason = f"member '{show_name(self.member.name)}' is damaged ({clause(error)})"
             raise FormatError(self.file.path, reason, self.member.offset) from None
-
-
-def _clause(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return show_name(lines[0].rstrip(".")) if lines else type(error).__name__

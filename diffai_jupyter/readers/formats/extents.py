@@ -43,6 +43,17 @@ def checked_shape(path: str, name: str, found: Sequence[Any], offset: int | None
     return tuple(found)
 
 
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides, in elements, of an array that is stored with its last axis running fastest.
+
+    Examples
+    --------
+    >>> row_major((2, 3, 4))
+    (12, 4, 1)
+    """
+    return column_major(shape[::-1])[::-1]
+
+
 def column_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of an array that is stored with its first axis running fastest.
 

@@ -26,14 +26,13 @@ from diffai_jupyter.checkpoint.model import Note
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor, strided
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.archive import Member, open_member, read_members
+from diffai_jupyter.readers.formats.archive import Inflated, Member, read_members
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
-from diffai_jupyter.readers.formats.extents import checked_shape, column_major
-from diffai_jupyter.readers.formats.packed import SMALL, packed
+from diffai_jupyter.readers.formats.extents import checked_shape, column_major, row_major
+from diffai_jupyter.readers.formats.packed import packed
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.readers.sources.arrays import Incomparable
-from diffai_jupyter.readers.sources.shards import some
-from diffai_jupyter.wording import show_name
+from diffai_jupyter.wording import clause, show_name, some
 
 _MAGIC = np.lib.format.MAGIC_PREFIX
 _HEADER_LIMIT = 10_000  # numpy's own limit for files that it does not trust
@@ -122,15 +121,14 @@ def stored_dtype(found: np.dtype[Any]) -> tuple[Dtype, bool]:
     if found.hasobject:
         msg = "they are Python objects, which only unpickling could read"
         raise Incomparable(msg)
+    unknown = f"their dtype is {show_name(str(found), 60)}"
     # asked before an array of it is made: one element of a record may take gigabytes
     if found.kind not in "biufc" or found.itemsize > _WIDEST:
-        msg = f"their dtype is {show_name(str(found), 60)}"
-        raise Incomparable(msg)
+        raise Incomparable(unknown)
     try:
         dtype = dtype_of(np.empty(0, dtype=found))
     except TypeError:
-        msg = f"their dtype is {show_name(str(found), 60)}"
-        raise Incomparable(msg) from None
+        raise Incomparable(unknown) from None
     order = found.byteorder
     return dtype, order == ">" or (order == "=" and sys.byteorder == "big")
 
@@ -171,8 +169,7 @@ def _parse(
         msg = "they are records"
         raise Incomparable(msg) from None
     except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = f"the header of array '{shown}' is damaged ({show_name(lines[0].rstrip('.'))})"
+        reason = f"the header of array '{shown}' is damaged ({clause(error)})"
         raise FormatError(path, reason) from None
 
 
@@ -195,19 +192,16 @@ def _check_size(path: str, name: str, header: _Header, size: int) -> None:
 
 
 def _tensor(storage: Storage, offset: int, header: _Header, name: str) -> Tensor:
-    strides = column_major(header.shape)
-    if not header.is_fortran:
-        strides = column_major(header.shape[::-1])[::-1]
+    strides = (column_major if header.is_fortran else row_major)(header.shape)
     return strided(
         storage, offset + header.start, header.shape, strides, header.dtype, name, header.is_swapped
     )
 
 
 def _open(file: Storage, member: Member) -> tuple[Storage, int]:
-    storage, offset = open_member(file, member)
-    if storage is not file and member.size <= SMALL:
-        storage = packed(file.path, member.size, storage.pieces)  # type: ignore[attr-defined]
-    return storage, offset
+    if member.is_stored:
+        return file, member.offset
+    return packed(file.path, member.size, Inflated(file, member)), 0
 
 
 def _first_bytes(file: Storage, member: Member, count: int) -> bytes:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from diffai_jupyter.checkpoint.model import Note
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.sources.shards import some
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import listed, some
 
 _REASON_LIMIT = 20
 _OTHER = "other reasons"
@@ -45,7 +44,7 @@ class Skipped:
         return tuple(
             Note(
                 "Not compared, because {reason}: {names}.",
-                {"reason": reason, "names": some(map(Name, names))},
+                {"reason": reason, "names": some(names)},
                 is_warning=reason not in self._quiet,
             )
             for reason, names in self._names.items()
@@ -62,7 +61,7 @@ class Skipped:
         if not self._names or kept:
             return
         clauses = (
-            f"{', '.join(show_name(name) for name in some(names))}: {reason}"
+            f"{listed(names)}: {reason}"
             for reason, names in self._names.items()
         )
         raise FormatError(path, f"nothing in it can be compared; {'; '.join(clauses)}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES, F4, Array, Dtype, dtype_of
-from diffai_jupyter.wording import show_name
+from diffai_jupyter.wording import clause
 
 # The dtypes that torch has and NumPy has not: the integer to view them as, and ours.
 _TORCH_CODES: Mapping[str, tuple[str, str]] = {
@@ -53,7 +53,7 @@ def codes_of(found: Any) -> tuple[Array, Dtype]:
         array = np.asarray(found if hasattr(found, "__array__") else found.numpy())
         dtype = dtype_of(array)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise Incomparable(_clause(error)) from error
+        raise Incomparable(clause(error)) from error
     if array.dtype.kind == "b" or array.dtype.name not in _PLAIN:
         return array.view(dtype.code), dtype
     return array, dtype
@@ -97,8 +97,3 @@ def _split(pairs: Array) -> Array:
     codes = np.empty((*pairs.shape[:-1], 2 * pairs.shape[-1]), dtype=np.uint8)
     codes[..., 0::2], codes[..., 1::2] = np.bitwise_and(pairs, 15), np.right_shift(pairs, 4)
     return codes
-
-
-def _clause(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return show_name(lines[0].rstrip(".")) if lines else type(error).__name__

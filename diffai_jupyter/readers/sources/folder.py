@@ -12,9 +12,9 @@ from diffai_jupyter.readers.sidecars import read_sidecars
 from diffai_jupyter.readers.sidecars.training import strongest
 from diffai_jupyter.readers.sources.links import is_plain
 from diffai_jupyter.readers.sources.places import LocalPlace, Place
-from diffai_jupyter.readers.sources.shards import Shards, read_index, shard_note, some
+from diffai_jupyter.readers.sources.shards import Shards, read_index, shard_note
 from diffai_jupyter.readers.sources.weights import LOOKED_FOR, index_pattern, read_weights, readable
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, listed, some
 
 _PIPELINE = "model_index.json"
 
@@ -130,12 +130,12 @@ def _nothing_found(place: Place, names: list[str]) -> str:
     """Say what was looked for, and what is there instead."""
     message = f"{place.path}: there are no weights to read in this folder; looked for {LOOKED_FOR}."
     if several := [name for name in names if read_by_name(name)]:
-        return f"{message} It holds {_listed(several)}: give one of them."
+        return f"{message} It holds {listed(several)}: give one of them."
     if foreign := [name for name in names if known_by_name(name)]:
-        return f"{message} It holds {_listed(foreign)}. {READS}; convert them to safetensors."
+        return f"{message} It holds {listed(foreign)}. {READS}; convert them to safetensors."
     inside = [name for name in place.folders() if _holds_some(place, name)]
     if inside:
-        return f"{message} Its folders {_listed(inside)} hold some: give one of them."
+        return f"{message} Its folders {listed(inside)} hold some: give one of them."
     return f"{message} Give a folder that holds one of these."
 
 
@@ -144,7 +144,3 @@ def _holds_some(place: Place, folder: str) -> bool:
         return bool(readable(place.inside(folder).names()))
     except SourceError:  # it may not be listed
         return False
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(show_name(name) for name in some(names))

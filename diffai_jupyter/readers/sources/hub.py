@@ -26,9 +26,8 @@ from diffai_jupyter.readers.sources.folder import NoWeights, open_file, open_fol
 from diffai_jupyter.readers.sources.links import is_folder, is_plain, is_there, locate
 from diffai_jupyter.readers.sources.places import LocalPlace
 from diffai_jupyter.readers.sources.remote import RemoteFile, RemotePlace, announced, joined_address
-from diffai_jupyter.readers.sources.shards import some
 from diffai_jupyter.readers.sources.transport import clause, kind_of
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, show_name, some
 
 SCHEME = "hf://"
 DEFAULT_REVISION = "main"

@@ -18,7 +18,7 @@ from diffai_jupyter.readers.formats.container import Container
 from diffai_jupyter.readers.formats.detection import open_container
 from diffai_jupyter.readers.sidecars.training import strongest
 from diffai_jupyter.readers.sources.places import Place, joined
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, show_name, some
 
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin|pt|gguf)")
 
@@ -161,19 +161,6 @@ def read_index(place: Place, index: str) -> Shards:
             n=len(lost), index=Name(index), names=some(lost),
         )
     return shards
-
-
-def some(names: Iterable[str], limit: int = 5) -> tuple[str, ...]:
-    """Return the first few names for a sentence, and how many more there are.
-
-    Examples
-    --------
-    >>> some(["a", "b", "c"], limit=2)
-    ('a', 'b', '1 more')
-    """
-    shown = [Name(name) for name in names]
-    rest = len(shown) - limit
-    return tuple(shown) if rest <= 0 else (*shown[:limit], f"{rest} more")
 
 
 def _read_shard(shards: Shards, container: Container, file: str, weight_map: dict[str, str]) -> None:

@@ -163,10 +163,11 @@ def match(a: Tree, b: Tree) -> Matched:
     left_b = [name for name, unit in b.units.items() if name not in pairs and not unit.is_state]
     stems_a, stems_b = _by_stem(a, left_a), _by_stem(b, left_b)
     pairs |= {stems_a[stem]: stems_b[stem] for stem in stems_a if stem in stems_b}
+    taken = set(pairs.values())
     return Matched(
         tuple((a.units[name], b.units[pairs[name]]) for name in a.units if name in pairs),
         tuple(name for name in left_a if name not in pairs),
-        tuple(name for name in left_b if name not in set(pairs.values())),
+        tuple(name for name in left_b if name not in taken),
     )
 
 

@@ -9,8 +9,8 @@ from pathlib import PurePath
 from diffai_jupyter.checkpoint.model import Note
 from diffai_jupyter.readers.formats.detection import read_by_name
 from diffai_jupyter.readers.sources.places import Place
-from diffai_jupyter.readers.sources.shards import Shards, read_files, read_index, shards_of, some
-from diffai_jupyter.wording import Name
+from diffai_jupyter.readers.sources.shards import Shards, read_files, read_index, shards_of
+from diffai_jupyter.wording import Name, some
 
 LOOKED_FOR = (
     "an index (*.safetensors.index.json, *.bin.index.json), model.safetensors, adapter_model.safetensors, any "
@@ -62,7 +62,7 @@ def read_weights(place: Place, names: Sequence[str]) -> Shards | None:
         if weights:
             taken = _without_index(names, weights, suffix)
             return _from_files(place, taken, weights)
-    weights = [name for name in names if read_by_name(name) and not is_state(name)]
+    weights = readable(names)
     if weights and weights == (taken := shards_of(weights[0], weights)):
         return _from_files(place, taken, weights)
     return None

@@ -14,7 +14,7 @@ import pytest
 from builders import to_codes, write_safetensors
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of
-from diffai_jupyter.checkpoint.quantized import UNSTATED, Product, Undecoded
+from diffai_jupyter.checkpoint.quantized import Product, Undecoded
 from diffai_jupyter.checkpoint.tensor import ArrayTensor, Strided
 from diffai_jupyter.readers import open_checkpoint
 from diffai_jupyter.readers.layouts import grouped
@@ -94,7 +94,7 @@ def test_peft_scale(adapter: str, config: dict[str, Any], scale: float) -> None:
 def test_a_scale_that_nothing_states_is_marked(config: Any) -> None:
     (found,) = found_in(peft("base_model.model.q_proj"), config).values()
     assert isinstance(found, Product)
-    assert (found.scale, found.is_stated, found.dtype.packing) == (1.0, False, UNSTATED)
+    assert (found.scale, found.is_stated, found.dtype.packing) == (1.0, False, "LoRA adapter")
 
 
 def test_a_pattern_is_no_expression_that_is_run():

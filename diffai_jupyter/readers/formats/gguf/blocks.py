@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,18 +115,12 @@ def ggml_tensor(
     """
     if kind.block == 1:
         return FileRange(file, offset, shape, kind.dtype, (name,), is_swapped)
+    stored = (*shape[:-1], shape[-1] // kind.block * kind.nbytes)
+    payload = FileRange(file, offset, stored, DTYPES["u8"], (name,))
     if not is_swapped and not kind.dtype.opaque:
-        return GgmlBlocks(file, offset, shape, kind, name)
-    packing = kind.dtype.packing
-    reason = kind.dtype.opaque or f"{packing} blocks in big-endian order are not decoded"
-    payload = _payload(file, offset, shape, kind, name)
-    return UndecodedBlocks((payload,), quantized(kind.name.lower(), packing, kind.dtype.bits, reason), shape)
-
-
-def _payload(file: Storage, offset: int, shape: tuple[int, ...], kind: GgmlType, name: str) -> FileRange:
-    """Return the bytes of the blocks, row by row."""
-    stored = (*shape[:-1], shape[-1] // kind.block * kind.nbytes) if shape else (kind.nbytes,)
-    return FileRange(file, offset, stored, DTYPES["u8"], (name,))
+        return GgmlBlocks(payload, shape, kind)
+    reason = kind.dtype.opaque or f"{kind.dtype.packing} blocks in big-endian order are not decoded"
+    return UndecodedBlocks((payload,), replace(kind.dtype, opaque=reason), shape)
 
 
 @dataclass(frozen=True)
@@ -155,23 +149,17 @@ class GgmlBlocks(Quantized):
 
     Parameters
     ----------
-    file : Storage
-        The file.
-    offset : int
-        First byte.
+    payload : FileRange
+        The bytes of the blocks, row by row.
     shape : tuple of int
         Logical shape; the last length is a multiple of a block.
     kind : GgmlType
         How blocks are stored.
-    name : str
-        Stored name.
     """
 
-    file: Storage
-    offset: int
+    payload: FileRange
     shape: tuple[int, ...]
     kind: GgmlType
-    name: str
 
     @property
     def dtype(self) -> Dtype:  # type: ignore[override]
@@ -181,7 +169,7 @@ class GgmlBlocks(Quantized):
     @property
     def stored(self) -> tuple[Tensor, ...]:
         """The bytes of the blocks."""
-        return (_payload(self.file, self.offset, self.shape, self.kind, self.name),)
+        return (self.payload,)
 
     def read(self, rows: Span, cols: Span) -> Array:
         """Decode a block of the grid; float32.
@@ -201,16 +189,9 @@ class GgmlBlocks(Quantized):
         return values if width == values.shape[1] else np.ascontiguousarray(values[:, start : start + width])
 
     def _raw(self, rows: Span, first: int, last: int) -> Raw:
-        """Read blocks `first` to `last` of each row: (blocks, bytes of a block). Whole rows take a single read."""
-        across, nbytes = self.grid[1] // self.kind.block, self.kind.nbytes
-        if rows[1] - rows[0] == 1 or last - first == across:
-            start, count = rows[0] * across + first, (rows[1] - rows[0]) * (last - first)
-            return self.file.read(self.offset + start * nbytes, count * nbytes).reshape(-1, nbytes)
-        lines = np.empty((rows[1] - rows[0], (last - first) * nbytes), dtype=np.uint8)
-        for i in range(len(lines)):
-            place = self.offset + ((rows[0] + i) * across + first) * nbytes
-            lines[i] = self.file.read(place, lines.shape[1])
-        return lines.reshape(-1, nbytes)
+        """Read blocks `first` to `last` of each row: (blocks, bytes of a block)."""
+        nbytes = self.kind.nbytes
+        return self.payload.codes(rows, (first * nbytes, last * nbytes)).reshape(-1, nbytes)
 
     def _decoded(self, raw: Raw) -> Numbers:
         decode = _DECODERS.get(self.kind.name) or _package_decoder(self.kind)

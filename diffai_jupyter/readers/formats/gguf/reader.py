@@ -59,15 +59,13 @@ class _Entry:
     nbytes: int
 
 
-def read_gguf(file: Storage, tensor_limit: int = TENSOR_LIMIT) -> Container:
+def read_gguf(file: Storage) -> Container:
     """Read and check the header of a GGUF file.
 
     Parameters
     ----------
     file : Storage
         The file as it was found.
-    tensor_limit : int
-        Tensors that are accepted.
 
     Raises
     ------
@@ -77,10 +75,10 @@ def read_gguf(file: Storage, tensor_limit: int = TENSOR_LIMIT) -> Container:
     walk = _Walk(file)
     n_tensors, n_keys = walk.number("Q"), walk.number("Q")
     _check_count(walk, n_keys, "key", _LEAST_KEY, KEY_LIMIT)
-    _check_count(walk, n_tensors, "tensor", _LEAST_TENSOR, tensor_limit)
+    _check_count(walk, n_tensors, "tensor", _LEAST_TENSOR, TENSOR_LIMIT)
     stated = _read_keys(walk, n_keys)
     alignment = _alignment(file.path, stated)
-    _check_count(walk, n_tensors, "tensor", _LEAST_TENSOR, tensor_limit)
+    _check_count(walk, n_tensors, "tensor", _LEAST_TENSOR, TENSOR_LIMIT)
     entries: dict[str, _Entry] = {}
     for _ in range(n_tensors):
         entry = _read_entry(walk, alignment)

@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -205,8 +206,12 @@ class _Pieces:
     path: Path
     found: Described
 
+    def __reduce__(self) -> tuple[type[_Pieces], tuple[Storage, Path, Described]]:
+        # Without the layout, which is read again where it is needed: a unit of work stays small.
+        return _Pieces, (self.file, self.path, self.found)
+
     def __call__(self) -> Iterator[memoryview]:
-        layout = self._layout()
+        layout = self._layout
         if layout.content is not None:
             yield memoryview(layout.content)
             return
@@ -221,6 +226,7 @@ class _Pieces:
                     self._place(layout, i, block, target)
             yield np.atleast_1d(target).reshape(-1).view(np.uint8).data
 
+    @cached_property
     def _layout(self) -> _Layout:
         """Open the file, note where the chunks are, and close it."""
         import h5py

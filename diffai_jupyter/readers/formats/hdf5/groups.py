@@ -19,7 +19,7 @@ from typing import Any
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import FormatError, MissingPackageError
 from diffai_jupyter.readers.formats.skipped import Skipped
-from diffai_jupyter.wording import show_name
+from diffai_jupyter.wording import clause
 
 Path = tuple[bytes, ...]
 
@@ -41,8 +41,7 @@ def opened(file: Storage) -> Iterator[Any]:
             root = h5py.File(stream, "r")
             yield root.id
         except _ERRORS as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            reason = f"damaged or truncated, as HDF5 says: {show_name(lines[0].rstrip('.'))}"
+            reason = f"damaged or truncated, as HDF5 says: {clause(error)}"
             raise FormatError(file.path, reason) from None
         finally:
             if root is not None:

@@ -23,8 +23,7 @@ from diffai_jupyter.readers.formats.onnx.wire import RANGE, Wire
 from diffai_jupyter.readers.formats.packed import packed
 from diffai_jupyter.readers.formats.skipped import Skipped
 from diffai_jupyter.readers.sources.arrays import Incomparable
-from diffai_jupyter.readers.sources.shards import some
-from diffai_jupyter.wording import show_name
+from diffai_jupyter.wording import show_name, some
 
 _DEPTH_LIMIT = 8
 _MODEL = {"graph": 7, "training": 20, "function": 25}

@@ -36,7 +36,7 @@ from diffai_jupyter.wording import show_name
 
 _FLOATS, _INT32S, _INT64S, _DOUBLES, _UINT64S = 4, 5, 7, 10, 11
 _WIDTHS = {_FLOATS: 4, _DOUBLES: 8}
-_TEXT, _STRINGS = 8, 6
+_TEXT = 8
 # number in the schema: dtype, and the field for elements that are not given as raw bytes
 _DTYPES: dict[int, tuple[Dtype, int]] = {
     number: (DTYPES[name], place)

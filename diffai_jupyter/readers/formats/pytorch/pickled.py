@@ -11,7 +11,7 @@ from diffai_jupyter.checkpoint.dtypes import DTYPES, Dtype
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor, strided
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.extents import checked_shape, column_major
+from diffai_jupyter.readers.formats.extents import checked_shape, column_major, row_major
 from diffai_jupyter.readers.formats.numpy import stored_dtype
 from diffai_jupyter.readers.formats.packed import packed
 from diffai_jupyter.readers.formats.pytorch.inert import Global, Held, Latin, Range, key_of
@@ -128,7 +128,7 @@ class ArrayRef:
         """Return shape and strides after the axes were put in their order."""
         if self.is_fortran is True or self.is_fortran == "F":
             return shape, column_major(shape)
-        strides = column_major(shape[::-1])[::-1]
+        strides = row_major(shape)
         axes = self.axes
         if axes is None:
             return shape, strides

@@ -100,9 +100,9 @@ class ScaledChannels(Quantized):
 
     def _of_channels(self, tensor: Tensor, rows: Span, cols: Span) -> Array:
         """Return the entry for each row or each column of a block."""
-        entries = tensor.read_all().reshape(-1)
         if self.axis == 0 and len(self.shape) > 1:
-            return np.asarray(entries[slice(*rows), np.newaxis])
+            return np.asarray(tensor.read((0, 1), rows).T)
+        entries = tensor.read_all().reshape(-1)
         behind = math.prod(self.shape[self.axis + 1 :])
         channels = np.arange(*cols) // max(1, behind) % max(1, self.shape[self.axis])
         return np.asarray(entries[channels])

@@ -9,8 +9,7 @@ from diffai_jupyter.checkpoint.model import Note
 from diffai_jupyter.readers.formats.pytorch.inert import Global
 from diffai_jupyter.readers.formats.pytorch.tensors import is_part
 from diffai_jupyter.readers.formats.pytorch.workings import Session
-from diffai_jupyter.readers.sources.shards import some
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, listed, some
 
 _NAME_LIMIT = 10
 # Modules whose functions run programs, read files or find such functions; their names are said first.
@@ -83,7 +82,7 @@ def with_risks(reason: str, session: Session) -> str:
     called = risky_calls(session)
     if not called:
         return reason
-    names = ", ".join(show_name(name) for name in some(called, _NAME_LIMIT))
+    names = listed(called, _NAME_LIMIT)
     return f"{reason}; unpickled, it would have called {names}, and nothing was called"
 
 

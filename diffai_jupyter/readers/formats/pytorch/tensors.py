@@ -10,7 +10,7 @@ from diffai_jupyter.checkpoint.dtypes import DTYPES, F4, Dtype
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor, strided
 from diffai_jupyter.errors import FormatError
-from diffai_jupyter.readers.formats.extents import checked_shape, column_major
+from diffai_jupyter.readers.formats.extents import checked_shape, row_major
 from diffai_jupyter.readers.formats.pytorch.inert import Global, Stub
 from diffai_jupyter.readers.formats.pytorch.workings import Builder
 from diffai_jupyter.readers.sources.arrays import Incomparable
@@ -149,13 +149,13 @@ def _refuse(path: str, name: str, reason: str) -> NoReturn:
 
 def _in_pairs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return shape and strides in elements, where those stored count bytes of two elements."""
-    rows = column_major(shape[::-1])[::-1]
+    rows = row_major(shape)
     is_plain = all(n < 2 or step == row for n, step, row in zip(shape, strides, rows, strict=True))
     if not shape or not is_plain:
         msg = "its 4-bit numbers do not lie row by row"
         raise Incomparable(msg)
     whole = (*shape[:-1], 2 * shape[-1])
-    return whole, column_major(whole[::-1])[::-1]
+    return whole, row_major(whole)
 
 
 def _first(block: object, offset: object, shape: object, strides: object) -> TensorRef:

@@ -253,8 +253,6 @@ class Workings:
 
 def _constructed(name: str, args: tuple[object, ...]) -> tuple[object, tuple[object, ...], bool]:
     """Return which class a constructor of the standard library makes an instance of, and its arguments."""
-    if name == "copyreg.__newobj__":
-        return args[0], args[1:], True
     if name == "copyreg._reconstructor":
         is_plain = len(args) == 3 and str(args[1]) == "builtins.object"
         return args[0], () if is_plain else args[1:], is_plain

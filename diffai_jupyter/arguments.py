@@ -17,7 +17,7 @@ from typing import Any
 from diffai_jupyter.analyses import PENDING, all_analyses
 from diffai_jupyter.contract.declaration import Group
 from diffai_jupyter.errors import ArgumentError
-from diffai_jupyter.options import OPTIONS, PATH_FLAGS, Kind, Layer, Option, Request
+from diffai_jupyter.options import OPTIONS, PATH_FLAGS, Kind, Layer, Live, Option, Request
 from diffai_jupyter.report.request import ALL, known_flags, refuse_flag, request_of
 from diffai_jupyter.wording import show_name
 
@@ -73,22 +73,6 @@ class Call:
     asked: Asked
     sources: tuple[str | Live, ...] = ()
     request: Request = field(default_factory=Request)
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """An object that a word stands for.
-
-    Parameters
-    ----------
-    value : object
-        The object.
-    name : str
-        The variable or expression it came from.
-    """
-
-    value: object
-    name: str
 
 
 def parse(tokens: Sequence[str | Live], below: Sequence[Layer] = ()) -> Call:
@@ -185,7 +169,8 @@ def _read_flag(token: str, rest: Iterator[str | Live]) -> tuple[str, object]:
     if value is None or (not equals and isinstance(value, str) and value.startswith("--")):
         msg = f"The flag --{flag} needs a value: --{flag} {option.metavar}."
         raise ArgumentError(msg)
-    return flag, value.value if isinstance(value, Live) else value
+    takes_object = option.kind in (Kind.OBJECT, Kind.CALLABLE)
+    return flag, value.value if isinstance(value, Live) and not takes_object else value
 
 
 def _long_form(token: str) -> str:

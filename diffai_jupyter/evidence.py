@@ -52,18 +52,28 @@ REASONS: Mapping[str, Reason] = {
         Reason(
             "NEEDS_LOSS",
             "No loss or metric was found; two weight files do not say whether the model got better.",
-            "Put trainer_state.json or eval_results.json beside the weights.",
+            "Give --history, --metrics-a with --metrics-b, or --evaluate; or put trainer_state.json or "
+            "eval_results.json beside the weights.",
         ),
-        Reason("NEEDS_OPTIM", "Gradients are not stored in weights.", "Put optimizer.pt beside the weights."),
+        Reason(
+            "NEEDS_OPTIM",
+            "Gradients are not stored in weights.",
+            "Put optimizer.pt beside the weights, or give a --history that logs grad_norm.",
+        ),
         Reason(
             "NEEDS_LR",
             "No optimizer, scheduler or log with a learning rate was found.",
-            "Put optimizer.pt, scheduler.pt or trainer_state.json beside the weights.",
+            "Give --history or --lr, or put optimizer.pt, scheduler.pt or trainer_state.json beside the weights.",
         ),
         Reason(
             "NEEDS_STEPS",
             "The number of training steps is not known.",
-            "Put trainer_state.json beside the weights.",
+            "Give --steps, or put trainer_state.json beside the weights.",
+        ),
+        Reason(
+            "EVALUATE_FAILED",
+            "The function given to --evaluate did not return metrics.",
+            "Let it return a dict of numbers, such as {'accuracy': 0.91}.",
         ),
         Reason(
             "NEEDS_CONFIG",

@@ -29,9 +29,30 @@ class Kind(Enum):
     PATTERN = ("a regular expression", "REGEX")
     NAME = ("a variable name", "NAME")
     PAIRS = ("KEY=VALUE", "KEY=VALUE")
+    OBJECT = ("a path, an address or a Python object", "X")
+    CALLABLE = ("a function, or in a terminal MODULE:FUNCTION", "FUNCTION")
 
     def __init__(self, words: str, metavar: str) -> None:
         self.words, self.metavar = words, metavar
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """An object that was given, by the name it goes by.
+
+    Parameters
+    ----------
+    value : object
+        The object.
+    name : str
+        The variable, expression or path it came from.
+    """
+
+    value: object
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,7 @@ class Option:
 
 
 FORMS = ("text", "json", "yaml", "html", "markdown")
+REPORT_TYPES = ("comprehensive", "summary", "technical")
 ORDERS = ("rel", "abs", "energy", "max", "frac", "role_z")
 
 OPTIONS: Mapping[str, Option] = {
@@ -95,6 +117,18 @@ OPTIONS: Mapping[str, Option] = {
         Option("output", None, Kind.CHOICE, "Write this form instead of the display.", FORMS, short="o"),
         Option("into", None, Kind.NAME, "Store the report in variable NAME (notebook only)."),
         Option("quiet", False, Kind.FLAG, "Show nothing; the exit code or the report tells.", short="q"),
+        Option("history", None, Kind.OBJECT, "Training log: trainer_state.json, CSV, list of dicts or data frame."),
+        Option("metrics_a", None, Kind.OBJECT, "Metrics of A: a dict or a JSON file."),
+        Option("metrics_b", None, Kind.OBJECT, "Metrics of B: a dict or a JSON file."),
+        Option("evaluate", None, Kind.CALLABLE, "Called with each model; returns a dict of metrics."),
+        Option("steps", None, Kind.INTEGER, "Training steps between A and B.", low=1),
+        Option("optimizer", None, Kind.TEXT, "Optimizer that B was trained with, such as adamw or sgd."),
+        Option("lr", None, Kind.NUMBER, "Learning rate between A and B.", low=0),
+        Option("context", None, Kind.INTEGER, "Tokens in the context, for memory and speed.", low=1),
+        Option("batch", 1, Kind.INTEGER, "Sequences or images at a time, for memory and speed.", low=1),
+        Option("device", "generic", Kind.TEXT, "Hardware profile, or FLOPS,BYTES_PER_SECOND[,SECONDS_PER_OP]."),
+        Option("report_type", "comprehensive", Kind.CHOICE, "Kind of --generate-report.", REPORT_TYPES),
+        Option("fail_on", None, Kind.TEXT, "Fail when one of these conditions holds: KEY>=VALUE, …"),
         Option("workers", None, Kind.INTEGER, "Read with N workers (default: chosen).", low=1),
         Option("set", (), Kind.PAIRS, "Set the threshold KEY (FLAG.KEY where KEY alone is not unique)."),
     )
@@ -107,9 +141,7 @@ PATH_FLAGS: Mapping[str, str] = {
 """Flags of analyses that take ``=PATH``, and what is written there, for the help text."""
 
 LATER = (
-    *("align", "base", "batch", "context", "device", "evaluate", "executor", "fail-on", "history", "lang"),
-    *("lr", "metrics-a", "metrics-b", "optimizer", "panel", "report-type", "spectral", "steps"),
-    *("time-budget", "timings"),
+    *("align", "base", "executor", "lang", "panel", "spectral", "time-budget", "timings"),
 )
 """Flags that are planned but not built yet."""
 
@@ -303,6 +335,13 @@ def _read_pairs(option: Option, given: object) -> tuple[str, ...]:
     return tuple(pairs)
 
 
+def _read_object(option: Option, given: object) -> Live:
+    found = given if isinstance(given, Live) else Live(given, given if isinstance(given, str) else type(given).__name__)
+    if option.kind is Kind.CALLABLE and not callable(found.value) and not isinstance(found.value, str):
+        raise _Refused(option.kind.words)
+    return found
+
+
 _READ: Mapping[Kind, Callable[[Option, object], Any]] = {
     Kind.FLAG: _read_flag,
     Kind.INTEGER: _read_number,
@@ -312,4 +351,6 @@ _READ: Mapping[Kind, Callable[[Option, object], Any]] = {
     Kind.PATTERN: _read_pattern,
     Kind.NAME: _read_name,
     Kind.PAIRS: _read_pairs,
+    Kind.OBJECT: _read_object,
+    Kind.CALLABLE: _read_object,
 }

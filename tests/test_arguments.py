@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffai_jupyter.analyses import PENDING, all_analyses
-from diffai_jupyter.arguments import Asked, Live, help_text, is_silenced, parse, settings_text, split
+from diffai_jupyter.arguments import Asked, help_text, is_silenced, parse, settings_text, split
 from diffai_jupyter.errors import ArgumentError, SettingError
-from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS
+from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS, Live
 from diffai_jupyter.report import request
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from diffai_jupyter.checkpoint.optimizer import OptimizerState
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Value, unknown
@@ -59,7 +60,9 @@ class Training:
     losses : Value of History
         Training loss by step.
     metrics : Value of dict of str to History
-        Evaluation metrics by step, such as ``eval_loss``.
+        Evaluation metrics by step, as a log holds them, such as ``eval_loss``.
+    final : Value of dict of str to float
+        Evaluation metrics that were stated for this very checkpoint.
     grad_norms : Value of History
         Gradient norm by step, before clipping.
     lr : Value of History
@@ -77,12 +80,32 @@ class Training:
     step: Value = field(default_factory=_no_step)
     losses: Value = field(default_factory=_no_log)
     metrics: Value = field(default_factory=_no_log)
+    final: Value = field(default_factory=_no_log)
     grad_norms: Value = field(default_factory=_no_optimizer)
     lr: Value = field(default_factory=_no_rate)
     schedule: Value = field(default_factory=_no_rate)
     batch: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
     optimizer: Value = field(default_factory=_no_optimizer)
     hyperparameters: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """The tokenizer that lies beside the weights.
+
+    Parameters
+    ----------
+    digest : str
+        SHA-256 of its content: equal digests mean the same tokenizer.
+    size : int, optional
+        Entries of its vocabulary, added tokens included.
+    files : tuple of str
+        The files that were read.
+    """
+
+    digest: str
+    size: int | None
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,10 @@ class Checkpoint:
         Metadata inside the container.
     training : Training
         What side-cars say of the training.
+    optimizer_state : OptimizerState, optional
+        What the optimizer kept for each parameter, where it was saved.
+    tokenizer : Tokenizer, optional
+        The tokenizer beside the weights.
     notes : tuple of Note
         What the reader must be told: missing shards, ignored files.
     missing : tuple of str
@@ -120,6 +147,8 @@ class Checkpoint:
     config: Mapping[str, Json] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
+    optimizer_state: OptimizerState | None = None
+    tokenizer: Tokenizer | None = None
     notes: tuple[Note, ...] = ()
     missing: tuple[str, ...] = ()
     live: object | None = None

@@ -86,6 +86,10 @@ class Threshold:
         Unit, such as ``"ratio"``.
     basis : str
         Where the default comes from.
+    words : tuple of str
+        Words that stand for 0, 1, 2, … where people write a word; `default`, `low` and `high` are their numbers.
+    is_shared : bool
+        Whether several analyses declare it: it has one value for all of them, and its key may hold a dot.
     """
 
     key: str
@@ -94,6 +98,8 @@ class Threshold:
     high: float
     unit: str
     basis: str
+    words: tuple[str, ...] = ()
+    is_shared: bool = False
 
     def check(self, value: float, flag: str, source: str) -> float:
         """Return `value`, or refuse it.

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffai_jupyter.arguments import Live, closing_brace
+from diffai_jupyter.arguments import closing_brace
 from diffai_jupyter.errors import ArgumentError
+from diffai_jupyter.options import Live
 from diffai_jupyter.readers.sources.hub import hub_name
 from diffai_jupyter.wording import close_matches, show_name
 

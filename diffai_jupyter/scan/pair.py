@@ -11,6 +11,8 @@ from typing import Any
 from diffai_jupyter.checkpoint.anatomy import Anatomy, Part, anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.tensor import Tensor
+from diffai_jupyter.evidence import Value, unknown
+from diffai_jupyter.hardware import Deployment
 from diffai_jupyter.scan.run import Run
 
 
@@ -134,6 +136,12 @@ class Pair:
         Names that a filter of the user left out, and the filter.
     series : tuple of Checkpoint
         Further checkpoints of the same run; empty for two.
+    steps : Value of int
+        Training steps between A and B, where the user stated them.
+    evaluate : callable, optional
+        Function of the user that gets a model and returns its metrics; called once per side.
+    deployment : Deployment
+        Where and how the models are to run.
     """
 
     a: Checkpoint
@@ -143,6 +151,9 @@ class Pair:
     epsilon: float = 0.0
     left_out: tuple[tuple[str, str], ...] = ()
     series: tuple[Checkpoint, ...] = ()
+    steps: Value = field(default_factory=lambda: unknown("NEEDS_STEPS"))
+    evaluate: Callable[[object], object] | None = None
+    deployment: Deployment = field(default_factory=Deployment)
     memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffai_jupyter.arguments import Live
+from diffai_jupyter.options import Live
 from diffai_jupyter.errors import ArgumentError
 from diffai_jupyter.notebook.scope import Scope
 

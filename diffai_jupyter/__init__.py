@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffai_jupyter.errors import (
         ArgumentError,
         DiffaiError,
+        GateError,
         MissingPackageError,
         SettingError,
         SourceError,
@@ -25,6 +26,7 @@ _HOMES = {
     "ArgumentError": "errors",
     "Comparison": "comparison",
     "DiffaiError": "errors",
+    "GateError": "errors",
     "MissingPackageError": "errors",
     "SettingError": "errors",
     "SourceError": "errors",
@@ -38,6 +40,7 @@ __all__ = [
     "ArgumentError",
     "Comparison",
     "DiffaiError",
+    "GateError",
     "MissingPackageError",
     "SettingError",
     "SourceError",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -33,12 +33,14 @@ Also org/model@revision in the Hugging Face cache, and addresses: hf://org/model
 In a notebook write %diffai, or %%diffai with flags on the lines below it; in a terminal, diffai.
 In a notebook, $name and {expression} stand for values; {{ and }} for braces.
 A flag with [=PATH] takes a path only after the equals sign.
+Settings may also stand in diffai.toml or [tool.diffai] of pyproject.toml, and in DIFFAI_ variables.
 
   diffai A B [flags]
   diffai demo [DIR]      make small real checkpoints in DIR and compare them (terminal only)
+  diffai config [flags]  print every setting, where it came from and what it takes (terminal only)
 """
 CLOSING = """\
-Exit codes: 0 every value is equal, 1 something differs, 2 the call or a file is wrong.
+Exit codes: 0 every value is equal, 1 something differs, 2 the call or a file is wrong, 3 --fail-on.
 """
 FORM = "Form: diffai A B [flags], for example: diffai before.safetensors after.safetensors --all"
 HELP_WIDTH = 100
@@ -75,15 +77,15 @@ class Call:
     request: Request = field(default_factory=Request)
 
 
-def parse(tokens: Sequence[str | Live], below: Sequence[Layer] = ()) -> Call:
+def parse(tokens: Sequence[str | Live], below: Iterable[Layer] = ()) -> Call:
     """Understand a call.
 
     Parameters
     ----------
     tokens : sequence of str or Live
         Words as they were typed, or what they stand for.
-    below : sequence of tuple of str and mapping
-        Layers of settings that flags win over, weakest first.
+    below : iterable of tuple of str and mapping
+        Layers of settings that flags win over, weakest first. It is not looked at when help is asked for.
 
     Raises
     ------
@@ -116,14 +118,6 @@ def help_text() -> str:
     others = [_option_entry(option) for option in OPTIONS.values()]
     others += [_entry("-h, --help", "Show this text."), _entry("--version", "Show the version.")]
     return "\n".join([*parts, f"Options\n{''.join(others)}", CLOSING])
-
-
-def settings_text(request: Request) -> str:
-    """Return every setting with its value and where it came from, one per line."""
-    rows = [(key, value, source) for key, value, source in request.settings.effective() if key != "set"]
-    for flag, thresholds in request.thresholds.items():
-        rows += [(f"{flag}.{key}", value, source) for key, (value, source) in thresholds.items()]
-    return "".join(f"{key} = {'' if value is None else value}  ({source})\n" for key, value, source in rows)
 
 
 def _sort(tokens: Sequence[str | Live]) -> tuple[list[str | Live], dict[str, Any]]:
@@ -186,7 +180,8 @@ def _wrong_count(sources: Sequence[str | Live], given: Mapping[str, object]) -> 
     hints = [f" Did you mean '--{s}'?" for s in sources if s in known_flags()]
     bare = [flag for flag in PATH_FLAGS if given.get(flag.replace("-", "_")) is True]
     hints += [f" The path of --{flag} is written --{flag}=PATH." for flag in bare]
-    return ArgumentError(f"Two checkpoints are needed. {got}{''.join(hints)} {FORM}")
+    else_none = ", or none with --show-config" if given.get("show_config") else ""
+    return ArgumentError(f"Two checkpoints are needed{else_none}. {got}{''.join(hints)} {FORM}")
 
 
 def _analysis_entry(flag: str, text: str) -> str:

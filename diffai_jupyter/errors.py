@@ -7,7 +7,8 @@
     │   └── FormatError        its bytes break the rules of their format
     ├── ArgumentError          a flag, a name or a value that was typed is wrong
     │   └── SettingError       a setting is unknown or out of its range
-    └── MissingPackageError    an optional package is needed for what was asked
+    ├── MissingPackageError    an optional package is needed for what was asked
+    └── GateError              a condition of --fail-on holds, or cannot be known
 
 Every message is one sentence or two: what was given, what was expected, what to do.
 """
@@ -71,3 +72,9 @@ class MissingPackageError(DiffaiError):
     def __init__(self, feature: str, package: str, extra: str) -> None:
         self.feature, self.package, self.extra = feature, package, extra
         super().__init__(f"{feature} needs {package}: pip install 'diffai-jupyter[{extra}]'")
+
+
+class GateError(DiffaiError):
+    """A condition of ``--fail-on`` holds, or cannot be known."""
+
+    exit_code = 3

@@ -26,6 +26,8 @@ class Hardware:
         Seconds that starting one module takes.
     basis : str
         Where the numbers come from.
+    width : int
+        Bytes of an activation and of a number in the key/value cache.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Hardware:
     bandwidth: float
     overhead: float
     basis: str
+    width: int = 2
 
     def __str__(self) -> str:
         return self.name
@@ -50,7 +53,7 @@ PROFILES: Mapping[str, Hardware] = {
         Hardware("l4", 121e12, 300e9, _KERNEL, "NVIDIA L4 data sheet, dense fp16"),
         Hardware("t4", 65e12, 320e9, _KERNEL, "NVIDIA T4 data sheet, fp16"),
         Hardware("rtx4090", 165e12, 1.008e12, _KERNEL, "NVIDIA Ada whitepaper, dense fp16 with fp32 accumulation"),
-        Hardware("cpu", 1e12, 80e9, 2e-6, "a server CPU: 1 TFLOPS in f32, 80 GB/s"),
+        Hardware("cpu", 1e12, 80e9, 2e-6, "a server CPU: 1 TFLOPS in f32, 80 GB/s", width=4),
     )
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ OPTIONS: Mapping[str, Option] = {
         Option("show_unchanged", False, Kind.FLAG, "List unchanged tensors too."),
         Option("show_pairing", False, Kind.FLAG, "Show which tensor was paired with which, and why."),
         Option("show_config", False, Kind.FLAG, "Show every setting and where it came from."),
-        Option("brief", False, Kind.FLAG, "Say only whether and how A and B differ."),
+        Option("brief", False, Kind.FLAG, "Say it in at most 60 lines: how A and B differ, lines, findings."),
         Option("stats", False, Kind.FLAG, "Show the full statistics of each tensor."),
         Option("output", None, Kind.CHOICE, "Write this form instead of the display.", FORMS, short="o"),
         Option("into", None, Kind.NAME, "Store the report in variable NAME (notebook only)."),
@@ -196,12 +197,15 @@ class Request:
         Flag to threshold to ``(value, source)``; only those that were set.
     paths : mapping of str to str
         The PATH of flags that were given as ``--flag=PATH``.
+    asked_by : mapping of str to str
+        Where each of the analyses was asked for.
     """
 
     analyses: tuple[str, ...] = ()
     settings: Settings = field(default_factory=lambda: resolve())
     thresholds: Mapping[str, Mapping[str, tuple[float, str]]] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
+    asked_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_source(source: str, key: str) -> str:
@@ -261,7 +265,7 @@ def check_option(option: Option, given: object, source: str) -> Any:
         return _READ[option.kind](option, given)
     except _Refused as refused:
         is_number = option.kind in (Kind.INTEGER, Kind.NUMBER)
-        shown = (str(given) if is_number else repr(given))[:80]
+        shown = (str(given) if is_number or isinstance(given, Live) else repr(given))[:80]
         msg = f"The '{option.key}' option must be {refused}. Got {shown} from {source}."
         raise SettingError(msg) from None
 
@@ -336,10 +340,20 @@ def _read_pairs(option: Option, given: object) -> tuple[str, ...]:
 
 
 def _read_object(option: Option, given: object) -> Live:
-    found = given if isinstance(given, Live) else Live(given, given if isinstance(given, str) else type(given).__name__)
-    if option.kind is Kind.CALLABLE and not callable(found.value) and not isinstance(found.value, str):
+    found = given if isinstance(given, Live) else Live(given, _name_of(given))
+    is_text = isinstance(found.value, str)
+    is_right = bool(found.value) if is_text else option.kind is Kind.OBJECT or callable(found.value)
+    if not is_right:
         raise _Refused(option.kind.words)
     return found
+
+
+def _name_of(given: object) -> str:
+    """Return what an object goes by that has no variable: its path, its own name, else its type."""
+    if isinstance(given, (str, os.PathLike)):
+        return os.fsdecode(given)
+    name = getattr(given, "__name__", None)
+    return name if isinstance(name, str) else type(given).__name__
 
 
 _READ: Mapping[Kind, Callable[[Option, object], Any]] = {

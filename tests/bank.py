@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from builders import to_codes, transformer
+from optimizer_states import adam
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of
-from diffai_jupyter.checkpoint.model import Checkpoint
+from diffai_jupyter.checkpoint.model import Checkpoint, Training
+from diffai_jupyter.checkpoint.optimizer import OptimizerState
 from diffai_jupyter.checkpoint.tensor import ArrayTensor
+from diffai_jupyter.evidence import reported
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
 
@@ -163,27 +167,74 @@ BANK: Mapping[str, Callable[[], Sides]] = {
     "deeper": _deeper,
     "saturated": _saturated,
     "one shifted": _one_shifted,
+    "loss logged": lambda: (network(), noised(network(), 0.02)),
+    "evaluations logged": lambda: (network(), noised(network(), 0.03)),
+    "metrics worse": lambda: (network(), noised(network(), 0.01)),
+    "optimizer kept": lambda: (network(), noised(network(), 0.02)),
 }
 """Name to a function that makes the two states anew."""
 
 
-def pair_from(sides: Sides) -> Pair:
+def _log(end: int, fall: float, has_evaluations: bool) -> Training:
+    """Return the log of a run up to step `end`: a noisy loss every 10 steps that falls by `fall`, or evaluations."""
+    noise = np.random.default_rng(6).normal(size=100)
+    steps = range(10, end + 1, 10)
+    losses = tuple((step, 1 - fall * step / 1000 + 0.08 * float(noise[step // 10 - 1])) for step in steps)
+    if not has_evaluations:
+        rates = tuple((step, 1e-3 * (1 - step / 2000)) for step in steps)
+        norms = tuple((step, 30.0 if step == 930 else 1 + 0.1 * float(noise[step // 10 - 1])) for step in steps)
+        found = {"losses": losses, "lr": rates, "grad_norms": norms}
+        return Training(step=reported(end, "log"), **{name: reported(log, "log") for name, log in found.items()})
+    evaluations = {"eval_loss": losses, "eval_accuracy": tuple((step, 1 - loss / 2) for step, loss in losses)}
+    return Training(step=reported(end, "log"), metrics=reported(evaluations, "log"))
+
+
+def _stated(**metrics: float) -> Training:
+    return Training(final=reported(metrics, "eval_results.json"))
+
+
+LOGS: Mapping[str, tuple[Training, Training]] = {
+    "loss logged": (_log(800, 0.05, False), _log(1000, 0.05, False)),
+    "evaluations logged": (_log(200, 0.8, True), _log(1000, 0.8, True)),
+    "metrics worse": (_stated(accuracy=0.90, f1=0.80), _stated(accuracy=0.80, f1=0.81)),
+}
+"""Name to the logs of the two, for those that have one."""
+
+
+def _kept() -> OptimizerState:
+    """Return a state of Adam in which the gradient vanishes over depth, and one tensor gets none."""
+    draw, state = np.random.default_rng(8), network()
+    scales = np.geomspace(1e-7, 1e-3, len(state))
+    found = {name: scale * draw.normal(size=state[name].shape) for scale, name in zip(scales, state, strict=True)}
+    return adam({name: [0 * gradient if name == UP else gradient] * 5 for name, gradient in found.items()})
+
+
+OPTIMIZERS: Mapping[str, Callable[[], OptimizerState]] = {"optimizer kept": _kept}
+"""Name to the state of the optimizer of B, for those that have one."""
+
+
+def pair_from(
+    sides: Sides, logs: tuple[Training, ...] = (Training(), Training()), kept: OptimizerState | None = None
+) -> Pair:
     """Pair two states whose values are arrays or tensors."""
-    return pair_checkpoints(*(_opened(side) for side in sides))
+    a, b = (_opened(side, log) for side, log in zip(sides, logs, strict=True))
+    return pair_checkpoints(a, replace(b, optimizer_state=kept))
 
 
 @functools.cache
 def pair_called(name: str) -> Pair:
     """Return a pair of the bank, made once: the facts that one test asks for serve the next."""
-    return pair_from(BANK[name]())
+    logs = LOGS.get(name, (Training(), Training()))
+    return pair_from(BANK[name](), logs, OPTIMIZERS[name]() if name in OPTIMIZERS else None)
 
 
-def _opened(state: State) -> Checkpoint:
+def _opened(state: State, log: Training) -> Checkpoint:
     tensors = {
         name: value if isinstance(value, ArrayTensor) else ArrayTensor(value, dtype_of(value), (name,))
         for name, value in sorted(state.items())
     }
-    return Checkpoint("`<b>|x` $y$ *z*" if HOSTILE[0] in state else "memory", "live", tensors)
+    source = "`<b>|x` $y$ *z*" if HOSTILE[0] in state else "memory"
+    return Checkpoint(source, "live", tensors, training=log)
 
 
 def bytes_of(sides: Sides) -> list[tuple[str, bytes]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out reference files unless reference tests are asked for: importing them takes seconds."""
     is_left_out = "not reference" in config.getoption("markexpr")
     return True if is_left_out and collection_path.name.endswith("_reference.py") else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_the_developer() -> Iterator[None]:
+    """Keep settings files and variables of whoever runs the tests out of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in [name for name in os.environ if name.startswith("DIFFAI_")]:
+            patch.delenv(variable)
+        patch.setenv("DIFFAI_CONFIG", "0")
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,11 @@ from diffai_jupyter import cli
 from diffai_jupyter.arguments import help_text
 from diffai_jupyter.comparison import Comparison
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -108,7 +113,32 @@ def test_the_version_is_told(capsys):
 @pytest.mark.usefixtures("pair")
 def test_settings_are_shown_without_checkpoints(capsys):
     assert cli.main(["--show-config", "--epsilon", "0.5"]) == 0
-    assert "epsilon = 0.5  (--epsilon)\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert tomllib.loads(shown)["epsilon"] == 0.5
+    assert shown.count("# --epsilon\n") == 1
+    assert cli.main(["config", "--epsilon", "0.5"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.usefixtures("pair")
+def test_config_takes_no_checkpoints(capsys):
+    assert cli.main(["config", "a.safetensors"]) == 2
+    assert "For a file called config write ./config." in capsys.readouterr().err
+    assert cli.main(["config", "-q", "a.safetensors"]) == 2
+    assert "Two checkpoints are needed, or none with --show-config. Got 1: a.safetensors." in capsys.readouterr().err
+    assert cli.main(["./config", "b.safetensors"]) == 2
+    assert "config: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pair")
+def test_a_broken_settings_file_is_one_sentence_and_does_not_stop_the_help(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFAI_CONFIG")
+    (tmp_path / "diffai.toml").write_text("top = \n")
+    assert cli.main(["a.safetensors", "b.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("diffai: The settings file diffai.toml is no TOML: Invalid value (at line 1, ")
+    assert said.count("\n") == 1
+    assert cli.main(["--help"]) == 0
 
 
 @pytest.mark.usefixtures("pair")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.contract.declaration import Analysis, Group
 from diffai_jupyter.evidence import REASONS, Evidence
 from diffai_jupyter.report.request import known_flags
 
@@ -106,6 +107,53 @@ def test_the_28_flags_are_listed_with_their_state(assert_written: AssertWritten)
     pending = [[f"`--{flag}`", summary, "pending"] for flag, (_, summary) in PENDING.items()]
     assert len(built + pending) == 28
     assert_written(ROOT / "README.md", with_rows(ROOT / "README.md", "The 28 analyses", sorted(built + pending)))
+
+
+def page_of_analyses() -> str:
+    """Return the reference of all analyses, read off their declarations."""
+    introduction = (
+        "Read off the declarations in the code. What each field is, the strongest evidence that it can carry, what can "
+        "be set and where its default comes from. How the numbers are made: [method.md](method.md)."
+    )
+    parts = ["# The analyses", introduction]
+    for group in Group:
+        members = [analysis for analysis in all_analyses().values() if analysis.group is group]
+        parts += [f"## {group.value}"] if members else []
+        parts += [entry_of(analysis) for analysis in members]
+    return "\n\n".join(parts) + "\n"
+
+
+def entry_of(analysis: Analysis[Any]) -> str:
+    """Return the section of one analysis."""
+
+    def cell(text: object) -> str:
+        return str(text).replace("|", "\\|")
+
+    fields = [
+        [f"`{f.key}`", f.unit, f"`{f.best}`", cell(f.definition) + (f" ({', '.join(f.words)})" if f.words else "")]
+        for f in analysis.fields
+    ]
+    own = [t for t in analysis.thresholds if not t.key.partition(".")[2]]
+    limits = [
+        [f"`{t.key}`" + (" (shared)" if t.is_shared else ""),
+         t.words[int(t.default)] if t.words else f"{t.default:g}", cell(t.unit), cell(t.basis)] for t in own
+    ]  # fmt: skip
+    text = [f"### `--{analysis.flag}`", analysis.__doc__, table(("field", "unit", "at best", "what it is"), fields)]
+    if limits:
+        text.append(table(("setting", "default", "unit", "basis"), limits))
+    if len(own) < len(analysis.thresholds):
+        text.append("Also every entry of the policy: [policy.md](policy.md).")
+    text.append("Sources: " + " ".join(analysis.references))
+    return "\n\n".join(text)
+
+
+def table(titles: tuple[str, ...], cells: list[list[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def test_the_page_of_the_analyses_is_read_off_their_declarations(assert_written: AssertWritten) -> None:
+    assert_written(ROOT / "docs" / "analyses.md", page_of_analyses())
 
 
 def test_flags_in_code_exist() -> None:

@@ -94,7 +94,7 @@ def test_every_form_is_written(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for text in (found.to_html(), found.to_page(), found.to_markdown(), found.to_yaml(), found.to_text()):
         assert "checkpoint-1000" in text
     assert found.to_text().count("Effective settings") == 1
-    said = "Left out here: --markdown-output, --include-charts. They tell of a single pair;"
+    said = "Left out here: --generate-report, --include-charts, --markdown-output. They tell of a single pair;"
     assert said in " ".join(found.to_text().split())
     path = tmp_path / "out.md"
     compared(*runs, markdown_output=str(path))

@@ -5,31 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from diffai_jupyter.contract.declaration import Analysis, Group
+from diffai_jupyter.contract.declaration import Analysis, Group, Threshold
 
 PENDING: Mapping[str, tuple[Group, str]] = MappingProxyType(
     {
-        "learning-progress": (
-            Group.LEARNING,
-            "Say whether the model got better and how far its weights moved.",
-        ),
-        "convergence-analysis": (Group.LEARNING, "Judge whether training has converged."),
-        "gradient-analysis": (Group.LEARNING, "Read gradient norms and their flow from optimizer state."),
-        "param-efficiency-analysis": (Group.ARCHITECTURE, "Measure useless and prunable parameters."),
-        "inference-speed-estimate": (Group.ARCHITECTURE, "Estimate speed from operations and bytes."),
-        "deployment-readiness": (Group.MLOPS, "Score whether B can replace A in production."),
-        "regression-test": (Group.MLOPS, "Run the regression checks."),
-        "risk-assessment": (Group.MLOPS, "List the risks of replacing A by B."),
-        "hyperparameter-impact": (Group.MLOPS, "Compare hyperparameters and their effect."),
-        "learning-rate-analysis": (Group.MLOPS, "Read learning rate, schedule and effect."),
-        "alert-on-degradation": (Group.MLOPS, "Alert when a limit is exceeded."),
-        "performance-impact-estimate": (Group.MLOPS, "Estimate the change of latency and throughput."),
-        "generate-report": (Group.DOCUMENTATION, "Write the whole report."),
-        "review-friendly": (Group.DOCUMENTATION, "Write a summary for a reviewer."),
         "embedding-analysis": (Group.ADVANCED, "Measure drift of the token embedding."),
         "similarity-matrix": (Group.ADVANCED, "Compare layers with layers."),
         "clustering-change": (Group.ADVANCED, "Compare the clusters of embeddings."),
@@ -49,7 +32,8 @@ def all_analyses() -> Mapping[str, Analysis[Any]]:
     Raises
     ------
     TypeError
-        If two modules declare the same flag, or one that is also pending.
+        If two modules declare the same flag, or one that is also pending, or if a shared threshold is
+        declared in two ways.
     """
     found: dict[str, Analysis[Any]] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -60,7 +44,35 @@ def all_analyses() -> Mapping[str, Analysis[Any]]:
                 msg = f"--{value.flag} is declared twice"
                 raise TypeError(msg)
             found[value.flag] = value
+    refuse_two_ways(found.values())
     order = list(Group)
     return MappingProxyType(
         dict(sorted(found.items(), key=lambda item: (order.index(item[1].group), item[0])))
     )
+
+
+def refuse_two_ways(declared: Iterable[Analysis[Any]]) -> None:
+    """Make sure that a shared threshold is the same wherever it is declared.
+
+    Raises
+    ------
+    TypeError
+        If two analyses declare it with another default, range, unit or basis, or one of them as its own.
+    """
+    first: dict[str, tuple[str, Threshold]] = {}
+    every = [(analysis.flag, threshold) for analysis in declared for threshold in analysis.thresholds]
+    shared = {threshold.key for _, threshold in every if threshold.is_shared}
+    for flag, threshold in every:
+        if threshold.key in shared and first.setdefault(threshold.key, (flag, threshold))[1] != threshold:
+            msg = f"--{first[threshold.key][0]} and --{flag} declare the shared threshold '{threshold.key}' in two ways"
+            raise TypeError(msg)
+
+
+REPORT_FLAG, MARKDOWN_FLAG, CHARTS_FLAG = "generate-report", "markdown-output", "include-charts"
+ON_DRAFT = (REPORT_FLAG, CHARTS_FLAG, MARKDOWN_FLAG)
+"""The analyses whose subject is the report itself, in the order in which they run."""
+
+
+def about_pair() -> tuple[str, ...]:
+    """Return the analyses whose subject is a pair."""
+    return tuple(flag for flag in all_analyses() if flag not in ON_DRAFT)

@@ -1,27 +1,59 @@
-"""Abnormal weights: NaN and infinity, shifted distributions, dead rows."""
+"""What is abnormal: NaN and infinity, exploding and vanishing gradients, shifted distributions, dead rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from diffai_jupyter.analyses.pictures import before_and_after
+from diffai_jupyter.analyses.limits import (
+    CRITICAL_SHARE,
+    EXTREME_SHARE,
+    GRAD_OUTLIER,
+    GRAD_RECORD,
+    GRAD_SPIKE,
+    PSI,
+    SPECTRAL_GROWTH,
+    STD_RATIO,
+    VANISH_RATIO,
+)
+from diffai_jupyter.analyses.shown.flow import (
+    EXPLODING_ACTION,
+    VANISHING_ACTION,
+    Told,
+    nonfinite_told,
+    not_looked_at,
+    sign_told,
+)
+from diffai_jupyter.analyses.shown.pictures import before_and_after
 from diffai_jupyter.contract.blocks import Align, Block, Column, Sentence, Severity, Table
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Finding, Result
-from diffai_jupyter.evidence import Evidence, derived, measured
-from diffai_jupyter.facts.anomalies import NonFinite, Shift, nonfinite, shifts
-from diffai_jupyter.facts.changes import changes, layers
-from diffai_jupyter.facts.ranking import role_scores
-from diffai_jupyter.facts.update_type import Kind, update_type
+from diffai_jupyter.evidence import (
+    Evidence,
+    Unknowable,
+    Value,
+    derived,
+    estimated,
+    measured,
+    reported,
+    unknown,
+)
+from diffai_jupyter.facts.change.anomalies import NonFinite, Shift, nonfinite, shifts
+from diffai_jupyter.facts.change.changes import changes, layers
+from diffai_jupyter.facts.change.ranking import role_scores
+from diffai_jupyter.facts.change.update_type import Kind, update_type
+from diffai_jupyter.facts.training.gradients import Source
+from diffai_jupyter.facts.training.instability import Sign, explosions, spike, vanishing
+from diffai_jupyter.facts.training.moments import nonfinite_moments
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.wording import Name, plural
+from diffai_jupyter.wording import Name, plural, some, write_number
 
 LISTED = 20
 TYPES = ("none", "weight_distribution_shift", "gradient_vanishing", "gradient_explosion", "nan_inf_values")
-NO_OPTIMIZER = (
-    "gradient_explosion and gradient_vanishing: decided by optimizer state or a log, never by weights; "
-    "reading those is not built yet"
-)
+SEVERITIES = ("none", "warning", "critical")
+EXPLOSION_CONFIDENCE, VANISHING_CONFIDENCE = 0.7, 0.9
+NO_LAYERS = "a log of the norm does not tell layers apart"
 
 
 @analysis(
@@ -43,7 +75,7 @@ NO_OPTIMIZER = (
             "word",
             Evidence.DERIVED,
             "From the type and its extent",
-            words=("none", "warning", "critical"),
+            words=SEVERITIES,
         ),
         Field(
             "affected",
@@ -55,19 +87,18 @@ NO_OPTIMIZER = (
         ),
     ),
     thresholds=(
-        Threshold(
-            "psi",
-            0.25,
-            0.0,
-            100.0,
-            "PSI",
-            "literature bands 0.10/0.25; exceeded in 3.7 % of ordinary intervals",
-        ),
+        PSI,
         Threshold("psi_critical", 1.0, 0.0, 100.0, "PSI", "exceeded in 0.4 % of ordinary intervals"),
-        Threshold("std_ratio", 2.0, 1.0, 1e6, "ratio", "convention: halved or doubled"),
-        Threshold("spectral_growth", 2.0, 1.0, 1e6, "ratio", "convention"),
-        Threshold("extreme_share", 1e-4, 0.0, 1.0, "share of elements", "convention"),
-        Threshold("critical_share", 0.2, 0.0, 1.0, "share of layers", "choice"),
+        STD_RATIO,
+        SPECTRAL_GROWTH,
+        EXTREME_SHARE,
+        CRITICAL_SHARE,
+        GRAD_SPIKE,
+        Threshold("grad_critical", 100.0, 1.0, 1e12, "ratio", "choice: of what grad_spike is compared with"),
+        GRAD_RECORD,
+        GRAD_OUTLIER,
+        VANISH_RATIO,
+        Threshold("vanish_critical", 1e-4, 0.0, 1.0, "ratio", "choice: of what vanish_ratio is compared with"),
         Threshold("tail", 0.01, 0.0, 1.0, "probability", "tail of the list of unusual tensors"),
     ),
     references=(
@@ -77,29 +108,19 @@ NO_OPTIMIZER = (
     ),
 )
 def anomaly_detection(pair: Pair, thresholds: Thresholds) -> Result:
-    """Look for NaN, infinity, shifted distributions and dead rows in B.
+    """Look for NaN, infinity, exploding and vanishing gradients, shifted distributions and dead rows in B.
 
     A shift flags what is unusual, not what is bad. It is not looked for in equal values, casts and
-    quantized copies. Exploding and vanishing gradients are never concluded from weights alone:
-    under Adam a vanishing gradient leaves large updates.
+    quantized copies. Exploding and vanishing gradients are concluded from a log or from the state of the
+    optimizer, never from weights alone: under Adam a vanishing gradient leaves large updates.
     """
     bad, moved = nonfinite(pair), [s for s in shifts(pair) if _is_shifted(s, thresholds)]
-    trained = [tensor for tensor in bad if tensor.is_parameter]
-    blocks: list[Block] = []
-    if bad:
-        blocks.append(_nonfinite_table(bad))
+    blocks: list[Block] = [*([_nonfinite_table(bad)] if bad else []), *_moments_table(pair)]
     if moved:
         blocks.append(_shift_table(moved))
-    if trained or bad:
-        kind, affected, severity = "nan_inf_values", _layers(trained or list(bad)), _nonfinite_severity(bad)
-    elif moved:
-        affected = {shift.layer for shift in moved}
-        share = len(affected) / max(1, len(layers(pair)))
-        worst = max((shift.psi for shift in moved if not math.isnan(shift.psi)), default=0.0)
-        is_critical = share >= thresholds["critical_share"] or worst > thresholds["psi_critical"]
-        kind, severity = "weight_distribution_shift", "critical" if is_critical else "warning"
-    else:
-        kind, affected, severity = "none", set(), "none"
+    found = (_nonfinite_hit(pair), _explosion_hit(pair, thresholds), _vanishing_hit(pair, thresholds))
+    hits = [hit for hit in (*found, _shift_hit(pair, moved, thresholds)) if hit is not None]
+    blocks = [*_hits_table(hits), *blocks]
     worst_names = [t.name for t in bad] or [s.name for s in moved[:1]]
     blocks += [table for table in (_dead_rows(pair), _unusual(pair, thresholds["tail"])) if table is not None]
     blocks += [
@@ -108,38 +129,113 @@ def anomaly_detection(pair: Pair, thresholds: Thresholds) -> Result:
         if change.tensor.shown_name in worst_names[:1]
         if (chart := before_and_after(change)) is not None
     ]
+    none = measured("none", "elementwise checks of B")
+    first = hits[0] if hits else _Hit(none, "none", (), (_all_well(pair), {}))
+    affected = first.layers
     values = {
-        "type": measured(kind, "elementwise checks of B"),
-        "severity": derived(severity, "the rule of this page, with the thresholds shown"),
-        "affected": measured(len(affected), "layers with the hit"),
+        "type": first.kind,
+        "severity": derived(first.severity, "the rule of this page, with the thresholds shown"),
+        "affected": unknown("NEEDS_OPTIM", NO_LAYERS) if affected is None else measured(len(affected), "layers hit"),
     }
     return Result(
         values,
-        _meaning(pair, kind, bad, moved),
-        badge="" if severity == "none" else severity.upper(),
-        findings=_findings(bad, moved),
+        Sentence(*first.told),
+        badge="" if first.severity == "none" else first.severity.upper(),
+        findings=tuple(finding for hit in hits for finding in _findings(pair, hit)),
         blocks=tuple(blocks),
-        unreached=(NO_OPTIMIZER,),
+        unreached=not_looked_at(pair),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Hit:
+    """A check that hits: its type with how that is known, how severe it is, where, and what to say and do."""
+
+    kind: Value
+    severity: str
+    layers: tuple[str, ...] | None
+    told: Told
+    action: str = ""
+
+
+def _nonfinite_hit(pair: Pair) -> _Hit | None:
+    bad, moments = nonfinite(pair), nonfinite_moments(pair)
+    if not bad and not moments:
+        return None
+    trained = [t.name for t in bad if t.is_parameter] or [t.name for t in bad]
+    affected = dict.fromkeys([*(name.rpartition(".")[0] or name for name in trained), *(m.layer for m in moments)])
+    is_new = any(t.is_parameter and t.nan + t.infinite > t.before for t in bad)
+    is_new = is_new or any(m.nan + m.infinite > m.before for m in moments)
+    where = "elementwise checks of B" if bad else "elementwise checks of the optimizer's state"
+    told = _nonfinite_weights_told(bad) if bad else nonfinite_told(pair)
+    severity = "critical" if is_new else "warning"
+    action = "Do not train on from this state; find the step at which it appeared."
+    return _Hit(measured("nan_inf_values", where), severity, tuple(affected), told, action)
+
+
+def _explosion_hit(pair: Pair, thresholds: Thresholds) -> _Hit | None:
+    signs = explosions(pair, *(thresholds[key] for key in ("grad_spike", "grad_record", "grad_outlier")))
+    if not signs:
+        return None
+    of_norm = [sign for sign in signs if sign.sign is not Sign.OUTLIER]
+    is_critical = any(sign.times >= thresholds["grad_critical"] for sign in of_norm)
+    places = [sign.layers for sign in signs if sign.layers is not None]
+    if signs[0].sign in (Sign.NONFINITE, Sign.SPIKE):
+        kind = reported("gradient_explosion", f"gradient norms in {spike(pair).source}")
+    else:
+        kind = estimated("gradient_explosion", EXPLOSION_CONFIDENCE, "state of the optimizer")
+    severity = "critical" if is_critical else "warning"
+    return _Hit(kind, severity, places[0] if places else None, sign_told(pair, signs[0]), EXPLODING_ACTION)
+
+
+def _vanishing_hit(pair: Pair, thresholds: Thresholds) -> _Hit | None:
+    try:
+        found = vanishing(pair, thresholds["vanish_ratio"])
+    except Unknowable:
+        return None
+    if found is None:
+        return None
+    said: dict[str, object] = {"ratio": write_number(found.ratio), "names": some(found.layers, 3)}
+    told = "The first third of the matrices gets {ratio} times the gradient of the last; smallest in {names}.", said
+    kind = estimated("gradient_vanishing", VANISHING_CONFIDENCE, f"{found.source.value} in the state of the optimizer")
+    if found.source is Source.DISPLACEMENT:
+        kind = derived("gradient_vanishing", "SGD moves weights along the gradient", "displacement")
+    severity = "critical" if found.ratio <= thresholds["vanish_critical"] else "warning"
+    return _Hit(kind, severity, found.layers, told, VANISHING_ACTION)
+
+
+def _shift_hit(pair: Pair, moved: list[Shift], thresholds: Thresholds) -> _Hit | None:
+    if not moved:
+        return None
+    affected = dict.fromkeys(shift.layer for shift in moved)
+    share = len(affected) / max(1, len(layers(pair)))
+    worst = max((shift.psi for shift in moved if not math.isnan(shift.psi)), default=0.0)
+    is_critical = share >= thresholds["critical_share"] or worst > thresholds["psi_critical"]
+    said = {"n": plural(len(moved), "matrix", "matrices"), "name": Name(moved[0].name)}
+    told = "The distribution of {n} moved unusually far, {name} most; this may come with instability.", said
+    kind = measured("weight_distribution_shift", "elementwise checks of B")
+    action = "Look at the listed tensors before trusting B."
+    return _Hit(kind, "critical" if is_critical else "warning", tuple(affected), told, action)
+
+
+def _hits_table(hits: Sequence[_Hit]) -> list[Block]:
+    if len(hits) < 2:
+        return []
+    titles = ("type", "severity", "evidence")
+    return [
+        Table(
+            "All checks that hit, in order of priority",
+            (*(Column(title, Align.TEXT) for title in titles), Column("layers")),
+            tuple(
+                (hit.kind.value, hit.severity, str(hit.kind.evidence), None if hit.layers is None else len(hit.layers))
+                for hit in hits
+            ),
+        )
+    ]
 
 
 def _is_shifted(shift: Shift, thresholds: Thresholds) -> bool:
-    limit = thresholds["std_ratio"]
-    return (
-        shift.psi > thresholds["psi"]
-        or not 1 / limit <= shift.std_ratio <= limit
-        or shift.growth >= thresholds["spectral_growth"]
-        or max(shift.saturated, shift.subnormal) > thresholds["extreme_share"]
-    )
-
-
-def _layers(tensors: list[NonFinite]) -> set[str]:
-    return {tensor.name.rpartition(".")[0] or tensor.name for tensor in tensors}
-
-
-def _nonfinite_severity(bad: tuple[NonFinite, ...]) -> str:
-    is_new = any(t.is_parameter and t.nan + t.infinite > t.before for t in bad)
-    return "critical" if is_new else "warning"
+    return shift.exceeds(*(thresholds[key] for key in ("psi", "std_ratio", "spectral_growth", "extreme_share")))
 
 
 def _nonfinite_table(bad: tuple[NonFinite, ...]) -> Table:
@@ -155,6 +251,14 @@ def _nonfinite_table(bad: tuple[NonFinite, ...]) -> Table:
         tuple((Name(t.name), t.nan, t.infinite, str(list(t.first)), t.before) for t in bad[:LISTED]),
         total=len(bad),
     )
+
+
+def _moments_table(pair: Pair) -> list[Block]:
+    bad = nonfinite_moments(pair)
+    rows = tuple((Name(m.label), Name(m.moment), m.nan, m.infinite, m.before) for m in bad[:LISTED])
+    titles = (Column("tensor", Align.TEXT), Column("moment", Align.TEXT), *map(Column, ("NaN", "infinite", "in A")))
+    title = "NaN and infinity in the state of B's optimizer"
+    return [Table(title, titles, rows, total=len(bad))] if bad else []
 
 
 def _shift_table(moved: list[Shift]) -> Table:
@@ -233,30 +337,30 @@ def _unusual(pair: Pair, tail: float) -> Table | None:
     )
 
 
-def _meaning(pair: Pair, kind: str, bad: tuple[NonFinite, ...], moved: list[Shift]) -> Sentence:
-    if kind == "nan_inf_values":
-        elements = sum(t.nan + t.infinite for t in bad)
-        is_new = elements > sum(t.before for t in bad)
-        return Sentence(
-            "B holds {n} in {t}; the first is {name} at {at}." + ("" if is_new else " A holds them too."),
-            {
-                "n": plural(elements, "NaN or infinite element"),
-                "t": plural(len(bad), "tensor"),
-                "name": Name(bad[0].name),
-                "at": str(list(bad[0].first)),
-            },
-        )
-    if kind == "weight_distribution_shift":
-        return Sentence(
-            "The distribution of {n} moved unusually far, {name} most; this may come with instability.",
-            {"n": plural(len(moved), "matrix", "matrices"), "name": Name(moved[0].name)},
-        )
+def _nonfinite_weights_told(bad: tuple[NonFinite, ...]) -> Told:
+    elements = sum(t.nan + t.infinite for t in bad)
+    is_new = elements > sum(t.before for t in bad)
+    said = {
+        "n": plural(elements, "NaN or infinite element"),
+        "t": plural(len(bad), "tensor"),
+        "name": Name(bad[0].name),
+        "at": str(list(bad[0].first)),
+    }
+    return "B holds {n} in {t}; the first is {name} at {at}." + ("" if is_new else " A holds them too."), said
+
+
+def _all_well(pair: Pair) -> str:
+    gradients_too = "" if not_looked_at(pair) else " Gradients neither explode nor vanish."
     if update_type(pair).kind in (Kind.IDENTICAL, Kind.RENAMED, Kind.RESHARDED, Kind.CAST, Kind.QUANTIZED):
-        return Sentence("All values of B are finite; distributions are not judged in a copy of A.")
-    return Sentence("All values of B are finite and no distribution moved beyond its threshold.")
+        return "All values of B are finite; distributions are not judged in a copy of A." + gradients_too
+    return "All values of B are finite and no distribution moved beyond its threshold." + gradients_too
 
 
-def _findings(bad: tuple[NonFinite, ...], moved: list[Shift]) -> tuple[Finding, ...]:
+def _findings(pair: Pair, hit: _Hit) -> list[Finding]:
+    """Return a finding for the hit, but one for each tensor with NaN or infinity."""
+    if hit.kind.value != TYPES[-1]:
+        is_critical = hit.severity == "critical" and hit.kind.value != "weight_distribution_shift"
+        return [Finding(Severity.CRITICAL if is_critical else Severity.WARNING, *hit.told, hit.action)]
     found = [
         Finding(
             Severity.CRITICAL if t.is_parameter and t.nan + t.infinite > t.before else Severity.WARNING,
@@ -264,15 +368,9 @@ def _findings(bad: tuple[NonFinite, ...], moved: list[Shift]) -> tuple[Finding, 
             {"name": Name(t.name), "nan": t.nan, "inf": t.infinite, "at": str(list(t.first))},
             "Do not deploy B; find the step at which it appeared.",
         )
-        for t in bad[:LISTED]
+        for t in nonfinite(pair)[:LISTED]
     ]
-    if moved:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                "{n} matrices shifted beyond a threshold.",
-                {"n": len(moved)},
-                "Look at the listed tensors before trusting B.",
-            )
-        )
-    return tuple(found)
+    if moments := nonfinite_moments(pair):
+        is_new = any(m.nan + m.infinite > m.before for m in moments)
+        found.append(Finding(Severity.CRITICAL if is_new else Severity.WARNING, *nonfinite_told(pair), hit.action))
+    return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
-from diffai_jupyter.facts.architecture import structure_a, structure_b
-from diffai_jupyter.facts.changes import LayerChange, Status, TensorChange, changes, layers
-from diffai_jupyter.facts.permutation import permutation
-from diffai_jupyter.facts.spectra import update_ranks
-from diffai_jupyter.facts.update_type import (
+from diffai_jupyter.facts.change.anomalies import LEAST_ELEMENTS
+from diffai_jupyter.facts.change.changes import LayerChange, Status, TensorChange, changes, layers
+from diffai_jupyter.facts.change.lineage import INDEPENDENT, SHARED, lineage
+from diffai_jupyter.facts.change.permutation import permutation
+from diffai_jupyter.facts.change.spectra import update_ranks
+from diffai_jupyter.facts.change.update_type import (
     Kind,
     frozen_prefix,
     grown_rows,
@@ -20,6 +22,7 @@ from diffai_jupyter.facts.update_type import (
     update_type,
     zeroed_numbers,
 )
+from diffai_jupyter.facts.network.architecture import structure_a, structure_b
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import plural
 
@@ -81,6 +84,7 @@ def patterns(pair: Pair, dominant: float) -> tuple[Pattern, ...]:
             ("pruned", _pruned(moved)),
             ("scaled", _count([c for c in moved if scale_of(c) is not None], "being a multiple of A")),
             ("permuted", _permuted(pair, moved)),
+            ("reinitialized", _reinitialized(pair, kind, moved)),
             (
                 "vocabulary resized",
                 ", ".join(f"{rows:+d} rows" for rows in grown_rows(pair.tensors).values()),
@@ -142,6 +146,34 @@ def _pruned(moved: list[TensorChange]) -> str:
 def _permuted(pair: Pair, moved: list[TensorChange]) -> str:
     names = permutation(pair).tensors if moved else ()
     return f"{plural(len(names), 'tensor')} with rows or columns of A in another order" if names else ""
+
+
+def _reinitialized(pair: Pair, kind: Kind, moved: list[TensorChange]) -> str:
+    """Say which matrices have nothing in common with A's, while the checkpoints as a whole have.
+
+    The cosine of unrelated matrices has a standard deviation of 1 / sqrt(elements).
+    """
+    if kind in (Kind.PERMUTED, Kind.SCALED, Kind.ZEROED) or not moved:
+        return ""
+    try:
+        cosine = lineage(pair).cosine
+    except Unknowable:
+        return ""
+    if cosine <= SHARED:
+        return ""
+    fresh = [
+        change
+        for change in moved
+        if change.both is not None
+        and change.both.finite >= LEAST_ELEMENTS
+        and change.tensor.b is not None
+        and min(change.tensor.b.grid) > 1
+        and change.both.cosine < INDEPENDENT
+    ]
+    if not fresh:
+        return ""
+    count = plural(len(fresh), "matrix", "matrices")
+    return f"{count} with a cosine below {INDEPENDENT} to A, where it is {cosine:.2f} over all"
 
 
 def _depth(pair: Pair) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from diffai_jupyter.checkpoint.optimizer import OptimizerState
 from diffai_jupyter.checkpoint.storage import Storage
@@ -73,6 +74,8 @@ class Training:
         Samples per optimizer step.
     optimizer : Value of str
         Name of the optimizer.
+    progress : Value of dict
+        How far it came, by the names of its source: epoch, tokens seen, best metric so far.
     hyperparameters : Value of dict
         Everything else that was set, by its own name.
     """
@@ -86,6 +89,7 @@ class Training:
     schedule: Value = field(default_factory=_no_rate)
     batch: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
     optimizer: Value = field(default_factory=_no_optimizer)
+    progress: Value = field(default_factory=_no_step)
     hyperparameters: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
 
 
@@ -153,12 +157,23 @@ class Checkpoint:
     missing: tuple[str, ...] = ()
     live: object | None = None
 
-    @property
+    @cached_property
+    def repeated(self) -> frozenset[str]:
+        """Names whose elements are stored under a name before them already: tied weights."""
+        seen, found = set(), set()
+        for name, tensor in self.tensors.items():
+            place = tensor.place
+            if place is not None and place in seen:
+                found.add(name)
+            seen.add(place)
+        return frozenset(found)
+
+    @cached_property
     def nbytes(self) -> int:
         """Payload bytes, each storage counted once."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for name, tensor in self.tensors.items() if name not in self.repeated)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Number of elements."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        """Number of elements, each storage counted once."""
+        return sum(tensor.size for name, tensor in self.tensors.items() if name not in self.repeated)

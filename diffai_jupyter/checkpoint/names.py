@@ -46,7 +46,7 @@ _POSITION = re.compile(
     r"(?:^|\.)(?:wpe|position_embeddings?|embed_positions|pos_embed|position_embedding|position_embd)(?:\.|$)"
 )
 _EMBEDDING = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|token_embd|embeddings?)\.weight$"
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|token_embd|token_embedding|embeddings?)\.weight$"
     r"|(?:^|\.)shared\.weight$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|score|classifier|head)\.(?:weight|bias)$|^output\.weight$")
@@ -58,9 +58,9 @@ _ROLE_NAMES: Mapping[str, str] = {
     "router": "mlp.gate|block_sparse_moe.gate|mlp.router|ffn_gate_inp|moe.gate",
     "gate_up": "gate_up_proj",
     "qkv": "c_attn|qkv_proj|query_key_value|Wqkv|in_proj|qkv|qkv_lin|attn_qkv",
-    "q": "q_proj|query|q_lin|wq|to_q|SelfAttention.q|EncDecAttention.q|attn_q",
-    "k": "k_proj|key|k_lin|wk|to_k|SelfAttention.k|EncDecAttention.k|attn_k",
-    "v": "v_proj|value|v_lin|wv|to_v|SelfAttention.v|EncDecAttention.v|attn_v",
+    "q": "q_proj|query|query_proj|q_lin|wq|to_q|SelfAttention.q|EncDecAttention.q|attn_q",
+    "k": "k_proj|key|key_proj|k_lin|wk|to_k|SelfAttention.k|EncDecAttention.k|attn_k",
+    "v": "v_proj|value|value_proj|v_lin|wv|to_v|SelfAttention.v|EncDecAttention.v|attn_v",
     "o": "o_proj|attn.c_proj|attention.output.dense|attention.dense|self_attention.dense|out_proj|out_lin"
     "|attention.wo|to_out.*|SelfAttention.o|EncDecAttention.o|attn_output",
     "gate": "gate_proj|feed_forward.w1|mlp.w1|experts.*.w1|ffn_gate|ffn_gate_exps",
@@ -158,7 +158,6 @@ def role_of(pattern: str, traits: Traits) -> str:
         ("position", is_matrix and _POSITION.search(pattern)),
         ("embedding", is_matrix and _EMBEDDING.search(pattern)),
         ("head", _HEAD.search(pattern)),
-        ("embedding", traits.is_vocabulary),
         ("norm", traits.is_line and _NORM.search(pattern)),
     )
     for role, holds in rules:
@@ -169,6 +168,9 @@ def role_of(pattern: str, traits: Traits) -> str:
         # Fused attention of torch has in_proj_weight; in_proj.weight is the input of a state-space mixer.
         if names.search(module) and not pattern.endswith(("in_proj.weight", "in_proj.bias")):
             return role
+    # A projection may have as many rows as there are words, so that its name comes first.
+    if traits.is_vocabulary:
+        return "embedding"
     if traits.is_grid:
         return "convolution" if traits.axes > 2 else "matrix"
     return "vector"

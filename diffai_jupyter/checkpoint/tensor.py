@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,11 @@ class Tensor(ABC):
     def homes(self) -> frozenset[str]:
         """Paths of the files it is stored in; empty in memory."""
         return frozenset()
+
+    @property
+    def place(self) -> Hashable:
+        """Where its elements are: the same for tensors that share all of them, as tied weights do. None: not known."""
+        return None
 
     @abstractmethod
     def codes(self, rows: Span, cols: Span) -> Array | None:
@@ -152,6 +157,11 @@ class FileRange(Tensor):
         return frozenset((self.file.path,))
 
     @property
+    def place(self) -> Hashable:
+        """File, first byte, shape and dtype."""
+        return (id(self.file), self.offset, self.shape, self.dtype.name) if self.size else None
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns; one row of bytes where the dtype is opaque."""
         return (1, self.nbytes) if self.dtype.opaque else grid_of(self.shape)
@@ -224,6 +234,11 @@ class Strided(Tensor):
     def homes(self) -> frozenset[str]:
         """Path of its file."""
         return frozenset((self.file.path,))
+
+    @property
+    def place(self) -> Hashable:
+        """File, first byte, shape, strides and dtype."""
+        return (id(self.file), self.offset, self.shape, self.strides, self.dtype.name) if self.size else None
 
     def codes(self, rows: Span, cols: Span) -> Array:
         """Read the codes of a block: runs of neighbouring elements take one read each."""
@@ -319,6 +334,12 @@ class ArrayTensor(Tensor):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(length) for length in self.array.shape))
         object.__setattr__(self, "nbytes", self.dtype.nbytes(self.size))
+
+    @property
+    def place(self) -> Hashable:
+        """Address, shape, strides and dtype."""
+        where = self.array.__array_interface__["data"][0]
+        return (where, self.shape, self.array.strides, self.dtype.name) if self.size else None
 
     def codes(self, rows: Span, cols: Span) -> Array:
         """Return a block of the codes, copied only where the array is not laid out row by row."""

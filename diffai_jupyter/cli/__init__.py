@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffai_jupyter import __version__
-from diffai_jupyter.arguments import Asked, Call, help_text, parse, settings_text
+from diffai_jupyter.arguments import Asked, Call, help_text, parse
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.render.progress import ProgressLine
+from diffai_jupyter.report.configuration import configured
+from diffai_jupyter.report.settings import settings_text
 from diffai_jupyter.wording import show_name
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 equal, 1 different, 2 a wrong call or unreadable input, 130 interrupted.
+        Exit code: 0 equal, 1 different, 2 a wrong call or unreadable input, 3 a failed gate,
+        130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -62,7 +65,9 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
     """Return the exit code and what to print."""
     if words and words[0] == "demo":
         return _run_demo(words[1:]), ""
-    call = parse(words)
+    if words and words[0] == "config":
+        words = _flags_of_config(words[1:])
+    call = parse(words, configured())
     if call.asked is not Asked.COMPARISON:
         return 0, _ANSWERS[call.asked](call)
     settings = call.request.settings
@@ -71,16 +76,26 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         raise ArgumentError(msg)
     # Readers and the scan are not needed for --help.
     from diffai_jupyter.comparison import run_comparison
+    from diffai_jupyter.report.gate import gate_error
 
     a, b = call.sources
     with ProgressLine(sys.stderr) as progress:
         comparison = run_comparison(a, b, call.request, tick=None if settings["quiet"] else progress.tick)
+    if comparison.failures:
+        print(f"diffai: {gate_error(comparison.failures)}", file=sys.stderr)
     if settings["quiet"]:
         return comparison.exit_code, ""
     if settings["output"] is None:
         is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         return comparison.exit_code, comparison.to_text(color=is_colored)
     return comparison.exit_code, _WRITE[settings["output"]](comparison)
+
+
+def _flags_of_config(words: Sequence[str]) -> list[str]:
+    if words and not words[0].startswith("-"):
+        msg = f"diffai config takes flags only. Got {show_name(words[0])}. For a file called config write ./config."
+        raise ArgumentError(msg)
+    return ["--show-config", *words]
 
 
 def _run_demo(words: Sequence[str]) -> int:

@@ -84,12 +84,15 @@ class Fact:
         How it is written, see `diffai_jupyter.wording.write_value`.
     note : str
         What it means, in a few words.
+    allows_infinite : bool
+        Whether ``inf`` is written.
     """
 
     label: str
     value: Value
     form: str = "{}"
     note: str = ""
+    allows_infinite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ from diffai_jupyter.wording import write_value
 
 Subject = TypeVar("Subject")
 
+TRUE_OR_FALSE, TEXT = "true or false", "text"
+"""Units of fields that are no number and take none of a few declared words."""
+
 
 class Group(Enum):
     """The six groups of the 28 analyses."""
@@ -104,18 +107,36 @@ class Threshold:
     def check(self, value: float, flag: str, source: str) -> float:
         """Return `value`, or refuse it.
 
+        Parameters
+        ----------
+        value : float
+            The number, also where words stand for it.
+        flag : str
+            The analysis that was named with it; empty when none was.
+        source : str
+            Where the value comes from.
+
         Raises
         ------
         SettingError
-            If it lies outside the range.
+            If it lies outside the range, or is the number of no word.
         """
-        if not self.low <= value <= self.high:
-            msg = (
-                f"The '{self.key}' threshold of --{flag} must be in [{self.low:g}, {self.high:g}] {self.unit}. "
-                f"Got {value:g} from {source}."
-            )
+        if not self.low <= value <= self.high or (self.words and not float(value).is_integer()):
+            whose = f" of --{flag}" if flag else ""
+            msg = f"The '{self.key}' threshold{whose} must be {self.accepted}. Got {value:g} from {source}."
             raise SettingError(msg)
         return value
+
+    @property
+    def accepted(self) -> str:
+        """What is accepted, as the end of a sentence."""
+        if self.words:
+            return f"one of {', '.join(self.words)}"
+        return f"in [{self.low:g}, {self.high:g}] {self.unit}"
+
+    def shown(self, value: float) -> float | str:
+        """Return the word that stands for a value, or the value where there are no words."""
+        return self.words[int(value)] if self.words else value
 
 
 Thresholds = Mapping[str, float]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from diffai_jupyter.contract.blocks import Document
 from diffai_jupyter.contract.declaration import Analysis
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.evidence import Value
+from diffai_jupyter.evidence import Evidence, Value
 
 SCHEMA = "diffai-report/1"
 
@@ -29,6 +29,8 @@ class Side:
         What its reader had to say.
     training : mapping of str to Value
         What side-cars report of its training: step, last loss, last metrics, last learning rate.
+    files : tuple of (str, int, str)
+        Name, bytes and SHA-256 of the header of each file of weights; the last is empty where there is none.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Side:
     dtypes: Mapping[str, int]
     notes: tuple[str, ...] = ()
     training: Mapping[str, Value] = field(default_factory=dict)
+    files: tuple[tuple[str, int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,31 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one condition of a gate.
+
+    Parameters
+    ----------
+    condition : str
+        As it was written.
+    failed : bool
+        Whether it holds, or cannot be known: both fail the gate.
+    value : str
+        What it was compared with, as the output line writes it.
+    evidence : Evidence
+        How that is known.
+    remedy : str
+        Why it is unknown and what would settle it; empty otherwise.
+    """
+
+    condition: str
+    failed: bool
+    value: str
+    evidence: Evidence
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything a comparison found. Renderers and exports are functions of it.
 
@@ -154,6 +182,8 @@ class Report:
         Comparisons inside this one.
     pairing : tuple of (str, str, str)
         Names in A and in B, and how they were paired; empty unless asked for.
+    gate : tuple of Outcome
+        The conditions of ``--fail-on``, judged.
     """
 
     a: Side
@@ -167,8 +197,8 @@ class Report:
     settings: tuple[Setting, ...] = ()
     children: tuple[Report, ...] = ()
     pairing: tuple[tuple[str, str, str], ...] = ()
+    gate: tuple[Outcome, ...] = ()
     schema: str = SCHEMA
-
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -180,7 +210,13 @@ class Draft:
         Everything but those analyses, laid out.
     markdown : str
         The same as Markdown.
+    report : Report
+        The report so far.
+    kind : str
+        What ``--report-type`` asks for.
     """
 
     document: Document
     markdown: str
+    report: Report
+    kind: str = "comprehensive"

@@ -35,6 +35,12 @@ def give(pair: Pair, asked: Callable[..., Answer], answer: Answer, *args: object
     pair.memory[_key(asked, args, ())] = answer
 
 
+def known_already(pair: Pair, asked: Callable[..., Answer], *args: object) -> Answer | None:
+    """Return what a fact has answered before; None where it was not asked, and it is not asked now."""
+    answer: Answer | None = pair.memory.get(_key(asked, args, ()))
+    return answer
+
+
 def _key(
     asked: Callable[..., object], args: tuple[object, ...], named: tuple[tuple[str, object], ...]
 ) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ SUFFIXES = (
     *(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt", ".bin", ".bin.index.json"),
     *(".npz", ".npy", ".h5", ".hdf5", ".gguf", ".onnx", ".mat"),
 )
+_SUFFIXES_OF: Mapping[Kind, tuple[str, ...]] = {
+    Kind.FLAG: SUFFIXES,
+    Kind.OBJECT: (".json", ".jsonl", ".csv", ".tsv", ".txt"),
+    Kind.CALLABLE: (".py",),
+}
 _CALL = re.compile(r"(?:^|=)\s*%diffai\s+(.*)$", re.DOTALL)
 _CELL_CALL = re.compile(r"^%%diffai[^\S\n]*\n?(.*)$", re.DOTALL)
 _QUOTES = ("'", '"')
@@ -56,17 +61,18 @@ class Completions:
             yield from ((word, "value") for word in option.choices if word.startswith(token))
         elif option is not None and option.kind is Kind.NAME:
             yield from ((name, "variable") for name in self._names() if name.startswith(token))
-        elif option is None or option.kind is Kind.FLAG:
+        elif option is None or option.kind in (Kind.FLAG, Kind.OBJECT, Kind.CALLABLE):
+            kind = Kind.FLAG if option is None else option.kind
             is_quoted = typed[: len(typed) - len(token)].endswith(_QUOTES)
-            yield from ((name, "variable") for name in self._checkpoints() if name.startswith(token))
+            yield from ((name, "variable") for name in self._fitting(kind) if name.startswith(token))
             if not current.startswith(("$", "{")):
-                yield from ((path, "path") for path in _paths(token, is_quoted))
+                yield from ((path, "path") for path in _paths(token, is_quoted, _SUFFIXES_OF[kind]))
 
     def _names(self) -> list[str]:
         return [name for name in self._variables if not name.startswith("_")]
 
-    def _checkpoints(self) -> list[str]:
-        return [name for name in self._names() if is_plausible_checkpoint(self._variables[name])]
+    def _fitting(self, kind: Kind) -> list[str]:
+        return [name for name in self._names() if _FITS[kind](self._variables[name])]
 
 
 def typed_words(context: CompletionContext) -> str | None:
@@ -94,6 +100,23 @@ def is_plausible_checkpoint(value: object) -> bool:
     )
 
 
+def is_plausible_log(value: object) -> bool:
+    """Whether a variable may hold a log or metrics: a mapping, a list, a data frame, a path, what Keras returns."""
+    if isinstance(value, type):
+        return False
+    if isinstance(value, (Mapping, list, tuple, os.PathLike)):
+        return True
+    has_history = isinstance(getattr(value, "__dict__", {}).get("history"), Mapping)
+    return has_history or any(hasattr(type(value), name) for name in ("columns", "to_dict", "tolist"))
+
+
+_FITS: Mapping[Kind, Callable[[object], bool]] = {
+    Kind.FLAG: is_plausible_checkpoint,
+    Kind.OBJECT: is_plausible_log,
+    Kind.CALLABLE: lambda value: callable(value) and not isinstance(value, type),
+}
+
+
 def _option_of(flag: str) -> Any:
     for option in OPTIONS.values():
         if flag == f"--{option.flag}" or (option.short and flag == f"-{option.short}"):
@@ -101,8 +124,8 @@ def _option_of(flag: str) -> Any:
     return None
 
 
-def _paths(token: str, is_quoted: bool) -> Iterator[str]:
-    """Yield folders and checkpoints that begin with the token, written the way the token is."""
+def _paths(token: str, is_quoted: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield folders, and files of these kinds, that begin with the token, written the way the token is."""
     head, slash, tail = token.rpartition("/")
     folder = Path(head + slash or ".").expanduser()
     try:
@@ -113,6 +136,6 @@ def _paths(token: str, is_quoted: bool) -> Iterator[str]:
         is_folder = entry.is_dir()
         if not entry.name.startswith(tail) or (entry.name[0] == "." and not tail):
             continue
-        if is_folder or entry.name.endswith(SUFFIXES):
+        if is_folder or entry.name.endswith(suffixes):
             path = f"{head}{slash}{entry.name}{'/' if is_folder else ''}"
             yield f'"{path}"' if " " in path and not is_quoted else path

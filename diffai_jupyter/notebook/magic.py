@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
-from traitlets import Bool, Enum, Float, Int, TraitType, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, TraitType, Unicode
 
 from diffai_jupyter import __version__
-from diffai_jupyter.arguments import Asked, Call, help_text, is_silenced, parse, settings_text, split
+from diffai_jupyter.arguments import Asked, Call, help_text, is_silenced, parse, split
 from diffai_jupyter.comparison import Comparison, run_comparison
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.notebook.display import Written, emit, emit_text, emit_written
 from diffai_jupyter.notebook.progress import ProgressCell
 from diffai_jupyter.notebook.scope import Scope
-from diffai_jupyter.options import OPTIONS, Kind, Layer
+from diffai_jupyter.options import OPTIONS, Kind, Layer, Live, Request, check_option
 from diffai_jupyter.render.progress import ProgressLine
+from diffai_jupyter.report.configuration import configured
+from diffai_jupyter.report.gate import gate_error
+from diffai_jupyter.report.settings import settings_text
 
-CONFIGURED = ("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers")
+CONFIGURED = (
+    *("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers"),
+    *("context", "batch", "device", "report_type", "fail_on", "set"),
+)
 
 _WRITE: Mapping[str, Callable[[Comparison], str]] = {
     "text": lambda comparison: comparison.to_text(),
@@ -33,18 +39,19 @@ _WRITE: Mapping[str, Callable[[Comparison], str]] = {
 
 
 def _trait(key: str) -> TraitType:
-    """Return an option as a trait of ``%config DiffAI``."""
+    """Return an option as a trait of ``%config DiffAI``; None means that it is not set there."""
     option = OPTIONS[key]
-    is_unset = option.default is None
     if option.kind is Kind.FLAG:
-        trait = Bool(option.default, help=option.help)
+        trait = Bool(None, allow_none=True, help=option.help)
     elif option.kind is Kind.CHOICE:
-        trait = Enum(option.choices, option.default, allow_none=is_unset, help=option.help)
+        trait = Enum(option.choices, None, allow_none=True, help=option.help)
     elif option.kind in (Kind.INTEGER, Kind.NUMBER):
         number = Int if option.kind is Kind.INTEGER else Float
-        trait = number(option.default, min=option.low, max=option.high, allow_none=is_unset, help=option.help)
+        trait = number(None, min=option.low, max=option.high, allow_none=True, help=option.help)
+    elif option.kind is Kind.PAIRS:
+        trait = Dict(None, allow_none=True, help=option.help)
     else:
-        trait = Unicode(option.default, allow_none=is_unset, help=option.help)
+        trait = Unicode(None, allow_none=True, help=option.help)
     return trait.tag(config=True)
 
 
@@ -60,7 +67,7 @@ class _Last:
 
 @magics_class
 class DiffAI(Magics):  # type: ignore[misc]
-    """Settings of ``%diffai``; a flag of a call wins over them."""
+    """Settings of ``%diffai``; a flag of a call wins over them, and they over the environment."""
 
     top = _trait("top")
     sort_by = _trait("sort_by")
@@ -70,6 +77,12 @@ class DiffAI(Magics):  # type: ignore[misc]
     brief = _trait("brief")
     quiet = _trait("quiet")
     workers = _trait("workers")
+    context = _trait("context")
+    batch = _trait("batch")
+    device = _trait("device")
+    report_type = _trait("report_type")
+    fail_on = _trait("fail_on")
+    set = _trait("set")
     short_errors = Bool(True, help="Show errors without the traceback.").tag(config=True)
 
     _last: _Last | None = None
@@ -118,29 +131,48 @@ class DiffAI(Magics):  # type: ignore[misc]
 
     def _run(self, text: str, local: Mapping[str, Any] | None) -> object:
         scope = Scope(self.shell.user_ns, local)
-        call = parse([scope.expand(word) for word in split(text)], below=(self._configured(),))
+        call = parse([scope.expand(word) for word in split(text)], below=self._below())
         if call.asked is not Asked.COMPARISON:
             sys.stdout.write(_ANSWERS[call.asked](call))
             return None
         settings = call.request.settings
         is_silent = settings["quiet"] or is_silenced(text)
         (a, a_name), (b, b_name) = (scope.source(word) for word in call.sources)
+        request = _resolved(call.request, scope)
         with ProgressLine(sys.stderr) if self._is_terminal() else ProgressCell() as progress:
             tick = None if is_silent else progress.tick
-            comparison = run_comparison(a, b, call.request, names=(a_name, b_name), tick=tick)
+            comparison = run_comparison(a, b, request, names=(a_name, b_name), tick=tick)
         if settings["into"]:
             self.shell.user_ns[settings["into"]] = comparison
         form = settings["output"]
         result = Written(_WRITE[form](comparison), form) if form else comparison
         self._last = _Last(id(result), self.shell.execution_count, progress.handle, is_silent)
+        if comparison.failures:
+            # The error ends the cell, so what it is about is shown first.
+            self.show(result)
+            raise gate_error(comparison.failures)
         return result
 
     def _is_terminal(self) -> bool:
         return any(kind.__name__ == "TerminalInteractiveShell" for kind in type(self.shell).__mro__)
 
+    def _below(self) -> Iterator[Layer]:
+        yield from configured()
+        yield self._configured()
+
     def _configured(self) -> Layer:
         given = {key: getattr(self, key) for key in CONFIGURED}
-        return "%config DiffAI.{key}", {key: v for key, v in given.items() if v != OPTIONS[key].default}
+        return "%config DiffAI.{key}", {key: value for key, value in given.items() if value not in (None, {})}
+
+
+def _resolved(request: Request, scope: Scope) -> Request:
+    """Return the request with what the names of variables in its options stand for."""
+    settings = request.settings
+    chosen = dict(settings)
+    for key, value in settings.items():
+        if isinstance(value, Live):
+            chosen[key] = check_option(OPTIONS[key], scope.given(value, OPTIONS[key]), settings.source(key))
+    return replace(request, settings=replace(settings, chosen=chosen))
 
 
 _ANSWERS: Mapping[Asked, Callable[[Call], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffai_jupyter.arguments import closing_brace
 from diffai_jupyter.errors import ArgumentError
-from diffai_jupyter.options import Live
+from diffai_jupyter.options import Kind, Live, Option
 from diffai_jupyter.readers.sources.hub import hub_name
 from diffai_jupyter.wording import close_matches, show_name
 
@@ -69,19 +69,48 @@ class Scope:
         """
         if isinstance(word, Live):
             return word.value, "" if isinstance(word.value, os.PathLike) else word.name
-        is_variable = word in self._local or word in self._user
         path = Path(word).expanduser()
         if os.path.exists(path):  # noqa: PTH110  (no error for a word that cannot be a path)
-            if is_variable:
-                said = f"'{word}' is a file and a variable; the file was used. ${word} means the variable."
-                sys.stderr.write(f"diffai: {said}\n")
+            self._tell_of_two(word)
             return str(path), ""
-        if is_variable:
+        if self._is_variable(word):
             value = self._lookup(word)
             return value, "" if isinstance(value, (str, os.PathLike)) else word
         if "://" in word or hub_name(word):
             return word, ""
         raise self._no_source(word)
+
+    def given(self, word: Live, option: Option) -> Live:
+        """Return what the value of an option stands for: a file, else a variable; for a function, a variable.
+
+        What is no text stays as it is, and so do addresses and ``MODULE:FUNCTION``.
+
+        Raises
+        ------
+        ArgumentError
+            If there is neither a file nor a variable of that name.
+        """
+        text = word.value
+        if not isinstance(text, str):
+            return word
+        path = os.path.expanduser(text)  # noqa: PTH111
+        if option.kind is Kind.OBJECT and os.path.isfile(path):  # noqa: PTH113  (as in `source`)
+            self._tell_of_two(text)
+            return Live(path, text)
+        if self._is_variable(text):
+            value = self._lookup(text)
+            return Live(value, os.fsdecode(value) if isinstance(value, (str, os.PathLike)) else text)
+        if ("://" if option.kind is Kind.OBJECT else ":") in text or os.path.isdir(path):  # noqa: PTH112
+            return word
+        raise self._no_source(text, "no file and no variable" if option.kind is Kind.OBJECT else "no variable")
+
+    def _is_variable(self, word: str) -> bool:
+        return word in self._local or word in self._user
+
+    def _tell_of_two(self, word: str) -> None:
+        if self._is_variable(word):
+            said = f"'{word}' is a file and a variable; the file was used. ${word} means the variable."
+            sys.stderr.write(f"diffai: {said}\n")
 
     def _piece(self, word: str, at: int) -> tuple[str, object, int]:
         """Return the name (empty for plain text), the value and the end of the piece that begins at `at`."""
@@ -113,13 +142,13 @@ class Scope:
             msg = f"{{{show_name(expression)}}} cannot be evaluated: {type(error).__name__}: {error}.{hint}"
             raise ArgumentError(msg) from error
 
-    def _no_source(self, word: str) -> ArgumentError:
+    def _no_source(self, word: str, what: str = "no file and no variable") -> ArgumentError:
         root = re.split(r"[.\[(]", word)[0]
         if root != word and (root in self._local or root in self._user):
             hint = f" For an expression write {{{show_name(word)}}}."
         else:
             hint = close_matches(word, [*self._variables(), *_files_near(word)])
-        return ArgumentError(f"There is no file and no variable '{show_name(word)}'.{hint}")
+        return ArgumentError(f"There is {what} '{show_name(word)}'.{hint}")
 
     def _variables(self) -> list[str]:
         return sorted({name for name in (*self._local, *self._user) if not name.startswith("_")})

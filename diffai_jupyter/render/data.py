@@ -90,6 +90,16 @@ def report_data(report: Report) -> Data:
             "warnings": _plain(report.coverage.warnings),
         },
         "results": {flag: _result(report.results[flag], declared.get(flag)) for flag in flags},
+        "gate": [
+            {
+                "condition": _plain(outcome.condition),
+                "failed": outcome.failed,
+                "value": _plain(outcome.value),
+                "evidence": outcome.evidence.value,
+                "remedy": outcome.remedy,
+            }
+            for outcome in report.gate
+        ],
         "pending": _plain(report.pending),
         "tensors": [_tensor(row) for row in report.tensors],
         "settings": [
@@ -227,6 +237,9 @@ def _side(side: Side) -> Data:
         "dtypes": _plain(side.dtypes),
         "notes": _plain(side.notes),
         "training": {_plain(name): _value(value) for name, value in side.training.items()},
+        "files": [
+            {"name": _plain(name), "nbytes": nbytes, "header_sha256": digest} for name, nbytes, digest in side.files
+        ],
     }
 
 

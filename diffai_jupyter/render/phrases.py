@@ -78,7 +78,7 @@ def missing(facts: Facts) -> tuple[str, ...]:
 def value_cell(fact: Fact) -> str:
     """Write the value of a fact; a `Name` stays one."""
     value = fact.value.value
-    written = write_value(value, fact.form)
+    written = write_value(value, fact.form, fact.allows_infinite)
     return Name(written) if isinstance(value, Name) else visible(written)
 
 

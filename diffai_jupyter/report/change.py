@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from diffai_jupyter.contract.report import Change
 from diffai_jupyter.evidence import Value, derived, estimated, ladder, measured, unknown
-from diffai_jupyter.facts.changes import Status, changes, displacement
-from diffai_jupyter.facts.update_type import Kind, UpdateType, grown_rows, update_type
+from diffai_jupyter.facts.change.changes import Status, changes, displacement
+from diffai_jupyter.facts.change.update_type import Kind, UpdateType, grown_rows, update_type
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.wording import plural
 

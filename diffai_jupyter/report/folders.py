@@ -22,7 +22,7 @@ from diffai_jupyter.contract.blocks import (
 )
 from diffai_jupyter.contract.report import Change, Coverage, Report, Side
 from diffai_jupyter.evidence import measured, unknown
-from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.options import Settings
 from diffai_jupyter.report.change import HEADERS_ONLY
 from diffai_jupyter.report.layout import SUMMARY, lay_out

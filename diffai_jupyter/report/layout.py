@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffai_jupyter.analyses import PENDING
+from diffai_jupyter.analyses import PENDING, REPORT_FLAG
 from diffai_jupyter.contract.blocks import (
     Align,
     Block,
@@ -27,15 +27,17 @@ from diffai_jupyter.contract.blocks import (
 from diffai_jupyter.contract.declaration import Analysis
 from diffai_jupyter.contract.report import Report, TensorRow
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.options import Settings
+from diffai_jupyter.report.brief import brief
 from diffai_jupyter.report.rows import collapsed_lines
-from diffai_jupyter.report.summary import alarms, headline, summary
+from diffai_jupyter.report.summary import alarms, summary
 from diffai_jupyter.wording import Name, show_name
 
 SUMMARY, TENSORS, CHARTS, PENDING_GROUP, CONFIG = "Summary", "Tensors", "Charts", "Not built yet", "Settings"
 LEAST_LISTED = 5
 PAIRS_LISTED = 200
+TECHNICAL_ROWS = 2000
 _SINGLE = (
     Status.CHANGED.value,
     Status.ADDED.value,
@@ -64,7 +66,7 @@ def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) 
     """
     title = f"diffai: {report.a.source} → {report.b.source}"
     if settings["brief"]:
-        return Document(title, (Section("summary", SUMMARY, (headline(report),)),))
+        return Document(title, (Section("summary", SUMMARY, brief(report)),))
     sections = [Section("summary", SUMMARY, summary(report))]
     flags = {analysis.flag for analysis in report.analyses}
     if (
@@ -73,10 +75,10 @@ def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) 
         and "sort-by-change-magnitude" not in flags
     ):
         sections.append(Section("tensors", TENSORS, (Heading("Tensors", 2), *_tensors(report, settings))))
-    if settings["stats"] and report.tensors:
-        sections.append(
-            Section("stats", TENSORS, (Heading("Statistics", 2), _stats(report, settings["top"])))
-        )
+    is_technical = REPORT_FLAG in flags and settings["report_type"] == "technical"
+    if (settings["stats"] or is_technical) and report.tensors:
+        rows = TECHNICAL_ROWS if is_technical else settings["top"]
+        sections.append(Section("stats", TENSORS, (Heading("Statistics", 2), _stats(report, rows))))
     for analysis in report.analyses:
         if analysis.flag in report.results:
             blocks = _analysis(analysis, report.results[analysis.flag], bool(charts))
@@ -212,7 +214,10 @@ def _analysis(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Blo
     blocks.append(
         Facts(
             tuple(
-                Fact(field.label, result.values[field.key], _plain_form(field.form), field.definition)
+                Fact(
+                    field.label, result.values[field.key], _plain_form(field.form), field.definition,
+                    field.allows_infinite,
+                )
                 for field in analysis.fields
             )
         )

@@ -5,26 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from diffai_jupyter.analyses import PENDING, all_analyses
-from diffai_jupyter.contract.declaration import Threshold
+from diffai_jupyter.analyses import PENDING, REPORT_FLAG, about_pair, all_analyses
 from diffai_jupyter.errors import ArgumentError, SettingError
-from diffai_jupyter.options import (
-    LATER,
-    OPTIONS,
-    PATH_FLAGS,
-    Layer,
-    Request,
-    check_option,
-    name_source,
-    resolve,
-)
+from diffai_jupyter.hardware import hardware_of
+from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS, Layer, Request, Settings, name_source, resolve
+from diffai_jupyter.report.gate import conditions_of, flags_of
+from diffai_jupyter.report.thresholds import thresholds_given
 from diffai_jupyter.wording import close_matches, show_name
 
 ALL = "all"
+SUMMARY_REPORT = (
+    "learning-progress", "architecture-comparison", "memory-analysis", "regression-test", "change-summary",
+)  # fmt: skip
+"""What a report of type summary holds."""
 
 
 def request_of(
-    flags: Iterable[str], options: Mapping[str, object], source: str = "{key}=", below: Sequence[Layer] = ()
+    flags: Iterable[str], options: Mapping[str, object], source: str = "{key}=", below: Iterable[Layer] = ()
 ) -> Request:
     """Return the request that flags and options make.
 
@@ -37,8 +34,9 @@ def request_of(
         do not, and a path is what ``--flag=PATH`` gives.
     source : str
         Where `options` come from; ``{key}`` and ``{flag}`` in it name the setting.
-    below : sequence of tuple of str and mapping
-        Layers of settings that `options` win over, weakest first.
+    below : iterable of tuple of str and mapping
+        Layers that `options` win over, weakest first, each like `options`. The analyses that they ask
+        for are added, unless a stronger layer says False.
 
     Raises
     ------
@@ -47,16 +45,18 @@ def request_of(
     SettingError
         If a setting or a threshold is unknown or outside its range.
     """
-    words: dict[str, object] = {flag.replace("_", "-"): True for flag in flags}
-    settings: dict[str, object] = {}
-    for key, value in options.items():
-        if key in OPTIONS:
-            settings[key] = value
-        else:
-            words[key.replace("_", "-")] = value
-    analyses, paths = _analyses_of(words, source)
-    layers = (*below, (source, settings))
-    return Request(analyses, resolve(*layers), _thresholds_of(layers), paths)
+    layers = (*below, (source, {**{flag.replace("_", "-"): True for flag in flags}, **options}))
+    settings = [(where, {key: v for key, v in layer.items() if key in OPTIONS}) for where, layer in layers]
+    words = [
+        (where, {key.replace("_", "-"): v for key, v in layer.items() if key not in OPTIONS})
+        for where, layer in layers
+    ]
+    asked_by, refused, paths = _analyses_of(words)
+    chosen = resolve(*settings)
+    # A device that does not exist is refused before anything is read.
+    hardware_of(chosen["device"], chosen.source("device"))
+    asked_by = _with_implied(asked_by, refused, chosen)
+    return Request(tuple(asked_by), chosen, thresholds_given(settings), paths, asked_by)
 
 
 def known_flags() -> tuple[str, ...]:
@@ -72,65 +72,58 @@ def refuse_flag(flag: str) -> ArgumentError:
     return ArgumentError(f"Unknown flag {show_name(flag)}.{hint}")
 
 
-def _analyses_of(words: Mapping[str, object], source: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    built = all_analyses()
-    chosen: dict[str, None] = {}
+def _analyses_of(layers: Sequence[Layer]) -> tuple[dict[str, str], set[str], dict[str, str]]:
+    """Return where each analysis was asked for, strongest layer first; those that were refused; and paths."""
+    asked: dict[str, str] = {}
+    by_all: dict[str, str] = {}
+    refused: set[str] = set()
     paths: dict[str, str] = {}
-    for flag, value in words.items():
-        if flag != ALL and flag not in built and flag not in PENDING:
-            raise refuse_flag("--" + flag)
-        if value is None or value is False:
-            continue
-        if value is not True:
-            paths[flag] = _path(flag, value, source)
-        chosen.update(dict.fromkeys(built) if flag == ALL else {flag: None})
-    return tuple(chosen), paths
+    order: list[str] = []
+    for source, words in layers:
+        given = {flag: value for flag, value in words.items() if _is_given(flag, value, source)}
+        if ALL in given:
+            by_all = dict.fromkeys(all_analyses() if given.pop(ALL) else (), name_source(source, ALL))
+            refused -= set(by_all)
+        for flag, value in given.items():
+            for state in (asked, paths, by_all):
+                state.pop(flag, None)
+            refused.discard(flag)
+            if value is False:
+                refused.add(flag)
+            else:
+                asked[flag] = name_source(source, flag.replace("-", "_"))
+            if isinstance(value, (str, os.PathLike)):
+                paths[flag] = os.fsdecode(value)
+        order = [*(flag for word in words for flag in (all_analyses() if word == ALL else (word,))), *order]
+    wanted = by_all | asked
+    return {flag: wanted[flag] for flag in dict.fromkeys(order) if flag in wanted}, refused, paths
 
 
-def _path(flag: str, value: object, source: str) -> str:
-    if flag not in PATH_FLAGS or not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+def _is_given(flag: str, value: object, source: str) -> bool:
+    """Say whether a flag has a value; refuse a flag that does not exist and a value that it does not take."""
+    if flag != ALL and flag not in all_analyses() and flag not in PENDING:
+        raise refuse_flag("--" + flag)
+    is_path = flag in PATH_FLAGS and isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))
+    if value is not None and not isinstance(value, bool) and not is_path:
         wanted = "True, False or a path" if flag in PATH_FLAGS else "True or False"
         where = name_source(source, flag.replace("-", "_"))
         msg = f"The flag --{flag} takes {wanted}. Got {repr(value)[:80]} from {where}."
         raise SettingError(msg)
-    return os.fsdecode(value)
+    return value is not None
 
 
-def _thresholds_of(layers: Sequence[Layer]) -> dict[str, dict[str, tuple[float, str]]]:
-    found: dict[str, dict[str, tuple[float, str]]] = {}
-    for source, settings in layers:
-        given = settings.get("set")
-        where = name_source(source, "set")
-        for pair in () if given is None else check_option(OPTIONS["set"], given, where):
-            name, _, text = pair.partition("=")
-            flag, threshold = _find_threshold(name.strip(), where)
-            value = threshold.check(_number(name, text, where), flag, where)
-            found.setdefault(flag, {})[threshold.key] = (value, where)
-    return found
-
-
-def _find_threshold(name: str, where: str) -> tuple[str, Threshold]:
-    """Return the threshold called ``flag.key``, or ``key`` where only one analysis has it."""
-    every = {f"{flag}.{t.key}": (flag, t) for flag, a in all_analyses().items() for t in a.thresholds}
-    flag, dot, key = name.rpartition(".")
-    key = key.replace("-", "_")
-    if dot:
-        matches = [full for full in every if full == f"{flag.replace('_', '-')}.{key}"]
-    else:
-        matches = [full for full in every if full.rpartition(".")[2] == key]
-    if len(matches) > 1:
-        msg = f"More than one threshold is called '{name}' (from {where}): write {' or '.join(matches)}."
-        raise SettingError(msg)
-    if not matches:
-        known = [*every, *(full.rpartition(".")[2] for full in every)]
-        msg = f"There is no threshold '{name}' (from {where}).{close_matches(name, known)}"
-        raise SettingError(msg)
-    return every[matches[0]]
-
-
-def _number(name: str, text: str, where: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        msg = f"The threshold '{name}' must be a number. Got '{text}' from {where}."
-        raise SettingError(msg) from None
+def _with_implied(asked_by: Mapping[str, str], refused: set[str], settings: Settings) -> dict[str, str]:
+    """Add what a report of the asked type holds unless it is refused, and what the gate asks."""
+    asked = dict(asked_by)
+    if REPORT_FLAG in asked:
+        source = asked.pop(REPORT_FLAG)
+        for flag in SUMMARY_REPORT if settings["report_type"] == "summary" else about_pair():
+            if flag in all_analyses() and flag not in refused:
+                asked.setdefault(flag, source)
+        # The report itself comes last, behind what it counts.
+        asked[REPORT_FLAG] = source
+    if settings["fail_on"]:
+        source = settings.source("fail_on")
+        for flag in flags_of(conditions_of(settings["fail_on"], source)):
+            asked.setdefault(flag, source)
+    return asked

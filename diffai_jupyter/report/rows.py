@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.contract.report import TensorRow
-from diffai_jupyter.facts.changes import Status, TensorChange
-from diffai_jupyter.facts.ranking import ranked
+from diffai_jupyter.facts.change.changes import Status, TensorChange
+from diffai_jupyter.facts.change.ranking import ranked
 from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.stats import SideStats

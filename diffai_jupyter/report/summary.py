@@ -7,8 +7,9 @@ from dataclasses import replace
 from diffai_jupyter.contract.blocks import Block, Fact, Facts, Notice, Sentence, Severity
 from diffai_jupyter.contract.report import Report, Side, TensorRow
 from diffai_jupyter.evidence import Value, measured, unknown
-from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.report.change import HEADERS_ONLY
+from diffai_jupyter.report.gate import met
 from diffai_jupyter.wording import Name, plural, show_name, write_bytes
 
 LISTED = 5
@@ -22,7 +23,7 @@ def headline(report: Report) -> Sentence:
 
 def summary(report: Report) -> tuple[Block, ...]:
     """Return the blocks of the first screen."""
-    blocks: list[Block] = [headline(report), *alarms(report), _key_numbers(report), _coverage(report)]
+    blocks: list[Block] = [headline(report), *gate(report), *alarms(report), _key_numbers(report), _coverage(report)]
     blocks += [
         Notice(Severity.WARNING, "{warning}", {"warning": Name(text)}) for text in report.coverage.warnings
     ]
@@ -33,6 +34,23 @@ def summary(report: Report) -> tuple[Block, ...]:
         if text not in report.coverage.warnings
     ]
     return tuple(blocks)
+
+
+def gate(report: Report) -> list[Block]:
+    """Return what became of the conditions of ``--fail-on``: those that fail, or that all passed."""
+    failed = [outcome for outcome in report.gate if outcome.failed]
+    found: list[Block] = [
+        Notice(
+            Severity.CRITICAL,
+            "The gate fails: {condition}; the value is {value}." + (" {remedy}" if outcome.remedy else ""),
+            {"condition": Name(outcome.condition), "value": met(outcome), "remedy": outcome.remedy},
+        )
+        for outcome in failed
+    ]
+    if report.gate and not failed:
+        number = plural(len(report.gate), "condition")
+        found.append(Notice(Severity.INFO, "The gate passes: none of {number} holds.", {"number": number}))
+    return found
 
 
 def alarms(report: Report) -> list[Block]:
@@ -123,20 +141,21 @@ def _changed(report: Report) -> Value:
 
 
 def _reported(report: Report) -> list[Fact]:
-    """Return what side-cars of both checkpoints report, as A→B."""
-    found = []
-    known = set(report.a.training) & set(report.b.training)
-    for label in ("step", "eval_loss" if "eval_loss" in known else "training loss"):
-        a, b = report.a.training.get(label), report.b.training.get(label)
-        if a is not None and b is not None:
-            found.append(
-                Fact(
-                    label,
-                    replace(b, value=_same_or_both(a.value, b.value)),
-                    "{:.4g}" if "loss" in label else "{}",
-                )
-            )
-    return found
+    """Return what side-cars of both checkpoints report, and the metrics that the user gave, as A→B."""
+    a, b = report.a.training, report.b.training
+    common = [name for name in b if name in a]
+    given = [name for name in common if any(side[name].source.startswith("--") for side in (a, b))]
+    labels = dict.fromkeys(["step", "eval_loss" if "eval_loss" in common else "training loss", *given[:LISTED]])
+    return [
+        Fact(show_name(label), _both(a[label], b[label]), "{}" if label == "step" else "{:.4g}")
+        for label in labels
+        if label in common
+    ]
+
+
+def _both(a: Value, b: Value) -> Value:
+    source = b.source if a.source == b.source else f"A: {a.source}; B: {b.source}"
+    return replace(b, value=_same_or_both(a.value, b.value), source=source)
 
 
 def _same_or_both(a: object, b: object) -> object:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
-from diffai_jupyter.analyses import PENDING, all_analyses
-from diffai_jupyter.checkpoint.model import Checkpoint, Training
+from diffai_jupyter.analyses import ON_DRAFT, PENDING, all_analyses
+from diffai_jupyter.checkpoint.model import Training
 from diffai_jupyter.contract.declaration import Analysis, Reads
-from diffai_jupyter.contract.report import Coverage, Draft, Report, Setting, Side
-from diffai_jupyter.contract.result import Result
+from diffai_jupyter.contract.report import Coverage, Report, Side
 from diffai_jupyter.evidence import Value, unknown
-from diffai_jupyter.facts.changes import changes
+from diffai_jupyter.facts.change.changes import changes
+from diffai_jupyter.facts.training.metrics import ignored_metrics, reported_metrics
 from diffai_jupyter.options import Request
 from diffai_jupyter.report.change import describe_change, describe_headers
 from diffai_jupyter.report.rows import pairing_rows, tensor_rows
+from diffai_jupyter.report.settings import settings_of
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.wording import say, show_name
-
-_ON_DRAFT = frozenset({"generate-report", "markdown-output", "include-charts"})
+from diffai_jupyter.wording import listed, say, show_name
 
 
 def write_report(pair: Pair, request: Request) -> Report:
@@ -32,34 +32,25 @@ def write_report(pair: Pair, request: Request) -> Report:
     results = {
         analysis.flag: analysis.run(pair, thresholds_of(analysis, request))
         for analysis in asked
-        if analysis.flag not in _ON_DRAFT
+        if analysis.flag not in ON_DRAFT
     }
     change = describe_change(pair) if reads_values else describe_headers(pair)
     return Report(
-        a=_side(pair.a),
-        b=_side(pair.b),
+        a=_side(pair, is_a=True),
+        b=_side(pair, is_a=False),
         change=change,
         coverage=_coverage(pair, reads_values),
         tensors=tensor_rows(pair, request.settings["sort_by"]) if reads_values else (),
         analyses=tuple(asked),
         results=results,
         pending=tuple(flag for flag in request.analyses if flag in PENDING),
-        settings=_settings(asked, request),
+        settings=settings_of(request, asked),
         pairing=_pairing(pair, reads_values) if request.settings["show_pairing"] else (),
     )
 
 
 def _pairing(pair: Pair, reads_values: bool) -> tuple[tuple[str, str, str], ...]:
     return pairing_rows([change.tensor for change in changes(pair)] if reads_values else pair.tensors)
-
-
-def results_on_draft(request: Request, draft: Draft) -> Mapping[str, Result]:
-    """Run the analyses that count the report itself."""
-    return {
-        flag: all_analyses()[flag].run(draft, thresholds_of(all_analyses()[flag], request))
-        for flag in request.analyses
-        if flag in _ON_DRAFT and flag in all_analyses()
-    }
 
 
 def thresholds_of(analysis: Analysis[Any], request: Request) -> dict[str, float]:
@@ -71,11 +62,12 @@ def thresholds_of(analysis: Analysis[Any], request: Request) -> dict[str, float]
 def _reads_values(asked: list[Analysis[Any]], request: Request) -> bool:
     """Say whether tensors have to be read: not when only headers were asked about."""
     listing = request.settings["stats"] or request.settings["show_unchanged"]
-    about_pair = [analysis for analysis in asked if analysis.flag not in _ON_DRAFT]
+    about_pair = [analysis for analysis in asked if analysis.flag not in ON_DRAFT]
     return bool(listing) or not about_pair or any(analysis.reads is not Reads.HEADERS for analysis in asked)
 
 
-def _side(checkpoint: Checkpoint) -> Side:
+def _side(pair: Pair, is_a: bool) -> Side:
+    checkpoint = pair.a if is_a else pair.b
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.size
@@ -86,13 +78,20 @@ def _side(checkpoint: Checkpoint) -> Side:
         checkpoint.size,
         checkpoint.nbytes,
         dict(sorted(dtypes.items(), key=lambda item: (-item[1], item[0]))),
-        tuple(say(note.template, note.said) for note in checkpoint.notes),
-        _training(checkpoint.training),
+        (*(say(note.template, note.said) for note in checkpoint.notes), *(() if is_a else _ignored(pair))),
+        _training(checkpoint.training, reported_metrics(pair, is_a)),
+        tuple((PurePath(f.path).name, f.size, str(getattr(f, "digest", ""))) for f in checkpoint.files),
     )
 
 
-def _training(training: Training) -> dict[str, Value]:
-    """Return what is known of the training, the last entry of each history."""
+def _ignored(pair: Pair) -> tuple[str, ...]:
+    """Say once which metrics are ignored; they concern both sides."""
+    names = ignored_metrics(pair)
+    return (f"metrics that are ignored, as it is not known which way is better: {listed(names)}",) if names else ()
+
+
+def _training(training: Training, metrics: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what is known of the training: the metrics of the checkpoint, else the last entry of each history."""
     found = {
         "step": training.step,
         "training loss": _last(training.losses),
@@ -101,6 +100,7 @@ def _training(training: Training) -> dict[str, Value]:
     if training.metrics.is_known:
         for name, history in training.metrics.value.items():
             found[name] = _last(replace(training.metrics, value=history))
+    found |= metrics
     return {name: value for name, value in found.items() if value.is_known}
 
 
@@ -134,15 +134,3 @@ def _coverage(pair: Pair, reads_values: bool) -> Coverage:
         tuple(not_compared),
         warnings,
     )
-
-
-def _settings(asked: list[Analysis[Any]], request: Request) -> tuple[Setting, ...]:
-    found = [
-        Setting(key, value, source) for key, value, source in request.settings.effective() if key != "set"
-    ]
-    for analysis in asked:
-        given = request.thresholds.get(analysis.flag, {})
-        for threshold in analysis.thresholds:
-            value, source = given.get(threshold.key, (threshold.default, "default"))
-            found.append(Setting(f"{analysis.flag}.{threshold.key}", value, source))
-    return tuple(found)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.scan.kernel import Edges, Vector
+from diffai_jupyter.scan.magnitudes import magnitudes_of
 from diffai_jupyter.scan.stats import BINS, Digest
 
 PSI_BINS = 20
@@ -41,7 +42,11 @@ def digest_of(
         Whether A and B hold only finite elements (else rows of zeros are not counted).
     """
     rows = _edge_digest(edges, sides, changed) if edges is not None else {}
-    return Digest(**rows, **_sample_digest(sample_a, sample_b, changed))  # type: ignore[arg-type]
+    spread_a = magnitudes_of(sample_a)
+    is_shared = sample_a is not None and sample_b is not None and not changed
+    spread_b = spread_a if is_shared else magnitudes_of(sample_b)
+    distribution = _sample_digest(sample_a, sample_b, changed)
+    return Digest(**rows, **distribution, magnitudes=(spread_a, spread_b))  # type: ignore[arg-type]
 
 
 def _edge_digest(edges: Edges, sides: tuple[bool, bool], changed: bool) -> dict[str, object]:
@@ -50,6 +55,7 @@ def _edge_digest(edges: Edges, sides: tuple[bool, bool], changed: bool) -> dict[
     found: dict[str, object] = {
         "dead_rows": tuple(int(dead[i].sum()) if sides[i] else -1 for i in (0, 1)),
         "dead_cols": tuple(int(dead_cols[i].sum()) if sides[i] else -1 for i in (0, 1)),
+        "repeated_rows": tuple(_repeated(edges.rows[i]) if sides[i] else -1 for i in (0, 1)),
     }
     if all(sides):
         new = np.flatnonzero(dead[1] & ~dead[0])
@@ -58,6 +64,12 @@ def _edge_digest(edges: Edges, sides: tuple[bool, bool], changed: bool) -> dict[
         found["row_gap"], found["sorted_row_gap"] = _gaps(edges.rows) if changed else (0.0, 0.0)
         found["col_gap"], found["sorted_col_gap"] = _gaps(edges.cols) if changed else (0.0, 0.0)
     return found
+
+
+def _repeated(squares: Vector) -> int:
+    """Count the rows whose sum of squares another row has as well: of equal rows, all but one."""
+    ordered = np.sort(squares)
+    return int(np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] > 0)))
 
 
 def _gaps(squares: Vector) -> tuple[float, float]:

@@ -347,6 +347,7 @@ def _joined(parts: list[TensorStats]) -> TensorStats:
     """Put two one-sided records of tensors that are not compared into one."""
     if len(parts) == 1:
         return parts[0]
-    a = next((part.a for part in parts if part.a is not None), None)
-    b = next((part.b for part in parts if part.b is not None), None)
-    return TensorStats(a, b, None, Digest())
+    nothing = TensorStats(None, None, None, Digest())
+    a = next((part for part in parts if part.a is not None), nothing)
+    b = next((part for part in parts if part.b is not None), nothing)
+    return TensorStats(a.a, b.b, None, Digest.joined(a.digest, b.digest))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.scan.kernel import Both, Side, Vector
+from diffai_jupyter.scan.magnitudes import Magnitudes
 
 BINS = 64
 
@@ -209,6 +210,11 @@ class Digest:
         Sampled elements in each bin.
     sampled : int
         Elements in the sample.
+    repeated_rows : tuple of int
+        Rows of A and of B that are not zero and have the norm of a row above them: at least all that are equal to
+        one. -1 where they were not counted.
+    magnitudes : tuple of Magnitudes or None
+        How the sampled magnitudes of A and of B are spread; None where all are zero or not finite.
     """
 
     dead_rows: tuple[int, int] = (-1, -1)
@@ -224,6 +230,18 @@ class Digest:
     counts_a: NDArray[np.int64] | None = None
     counts_b: NDArray[np.int64] | None = None
     sampled: int = 0
+    repeated_rows: tuple[int, int] = (-1, -1)
+    magnitudes: tuple[Magnitudes | None, Magnitudes | None] = (None, None)
+
+    @classmethod
+    def joined(cls, a: Digest, b: Digest) -> Digest:
+        """Return what A's side of one digest and B's side of another tell, where the two were read apart."""
+        return cls(
+            dead_rows=(a.dead_rows[0], b.dead_rows[1]),
+            dead_cols=(a.dead_cols[0], b.dead_cols[1]),
+            repeated_rows=(a.repeated_rows[0], b.repeated_rows[1]),
+            magnitudes=(a.magnitudes[0], b.magnitudes[1]),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

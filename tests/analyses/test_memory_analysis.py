@@ -13,16 +13,20 @@ from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.contract.blocks import Sentence, Severity, Table
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Evidence
+from diffai_jupyter.hardware import Deployment
 from diffai_jupyter.scan.pairing import pair_checkpoints
+from diffai_jupyter.wording import write_bytes
 
 MIB = 1 << 20
 ANALYSIS = all_analyses()["memory-analysis"]
 
 
 def result_of(
-    a: zoo.Shapes, b: zoo.Shapes, dtypes: tuple[str, str] = ("f32", "f32"), limit: float = 0.0, **config: Any
+    a: zoo.Shapes, b: zoo.Shapes, dtypes: tuple[str, str] = ("f32", "f32"), limit: float = 0.0,
+    deployment: Deployment | None = None, **config: Any,
 ) -> Result:
     pair = pair_checkpoints(headers_of(a, dtypes[0], config=config), headers_of(b, dtypes[1], config=config))
+    pair.deployment = deployment or Deployment()
     return ANALYSIS.run(pair, {"memory_limit_mb": limit})
 
 
@@ -72,18 +76,76 @@ def test_limit_is_off_at_zero_and_warns_above(limit, alarms):
     assert [finding.severity for finding in result.findings] == [Severity.WARNING] * alarms
 
 
+def test_context_and_batch_of_the_user_enter_the_estimate():
+    usual = result_of(zoo.gpt2(), zoo.gpt2()).values["gpu_est"].value
+    deployed = result_of(zoo.gpt2(), zoo.gpt2(), deployment=Deployment(context=512, batch=16))
+    use = deployed.values["gpu_est"]
+    # Half of the tokens, sixteen sequences: eight times the cache and the layer, sixteen times the logits.
+    cache, layer, logits = 36 * MIB, 1024 * 2 * (4 * 768 + 2 * 3072), 4 * 50257
+    assert (use.value - usual) * MIB == pytest.approx(7 * (cache + layer) + 15 * logits)
+    assert "512 tokens, batch 16" in use.assumption
+    assert not deployed.findings
+    beyond = result_of(zoo.gpt2(), zoo.gpt2(), deployment=Deployment(context=4096))
+    assert [finding.severity for finding in beyond.findings] == [Severity.NOTICE]
+
+
 def test_tables_hold_the_cache_by_context_and_other_dtypes():
     result = result_of(zoo.gpt2(), zoo.llama(2, 4096, 14336, 1024), sliding_window=4096)
     cache = {row[0]: row[1:] for row in table(result, "Key/value cache").rows}
-    assert list(cache) == [2048, 8192, 32768]
+    assert list(cache) == [1024, 2048, 8192, 32768]
     # A: 36 KiB a token. B: 8 KiB a token, and nothing more after the window of 4,096.
     assert cache[8192][1] == cache[32768][1] == "32.0 MiB"
+    # The last two columns hold the same for eight sequences.
+    assert cache[8192][3] == "256.0 MiB"
     parameters = sum(np.prod(shape) for shape in zoo.llama(2, 4096, 14336, 1024).values())
     dtypes = dict(table(result, "Weights of B").rows)
     assert dtypes["4 bit"] == f"{parameters / 2 / MIB:.1f} MiB"
     assert "key/value" not in " ".join(
         block.title.lower() for block in result_of(zoo.bert(), zoo.bert()).blocks if isinstance(block, Table)
     )
+
+
+def test_estimate_shows_its_formula():
+    shapes = zoo.llama(4, 4096, 14336, 1024)
+    kinds = ["sliding_attention", "full_attention"] * 2
+    load = Deployment(context=8192, batch=2)
+    result = result_of(shapes, shapes, deployment=load, sliding_window=4096, layer_types=kinds)
+    found = table(result, "Memory in use, 8192 tokens, batch 2")
+    of_b = {row[0]: row[2] for row in found.rows}
+    kept = "2 × 2 bytes × (2 layers × 2048 × min(8192, 4096) + 2 layers × 2048 × 8192)"
+    assert f"keys, values and states {kept};" in found.note
+    assert of_b["keys, values and states"] == write_bytes(2 * 2 * (2 * 2048 * min(8192, 4096) + 2 * 2048 * 8192))
+    assert "activations 2 × 8192 × 2 bytes × (4 × 4096 + 2 × 14336) + 2 × 4 bytes × 32000:" in found.note
+    assert of_b["activations"] == write_bytes(2 * 8192 * 2 * (4 * 4096 + 2 * 14336) + 2 * 4 * 32000)
+    assert of_b["in use"] == write_bytes(result.values["gpu_est"].value * MIB)
+    assert any("sliding window" in assumption for assumption in result.assumptions)
+
+
+def test_shared_heads_and_training_are_told():
+    result = result_of(zoo.gpt2(), zoo.llama(2, 4096, 14336, 1024), num_attention_heads=32)
+    told = [block for block in result.blocks if isinstance(block, Sentence) and "for every head" in block.template]
+    assert [block.said["times"] for block in told] == [4.0]
+    training = {row[0]: row[1:] for row in table(result, "Memory in training").rows}
+    parameters = sum(np.prod(shape) for shape in zoo.llama(2, 4096, 14336, 1024).values())
+    assert training["weights, gradients and Adam"][2] == write_bytes(16 * parameters)
+    kept = 2048 * 4096 * 2 * (34 + 5 * 32 * 2048 / 4096)
+    assert training["activations of all layers"][2] == write_bytes(kept)
+    unsaid = table(result_of(zoo.gpt2(), zoo.gpt2()), "Memory in training")
+    assert {row[0]: row[3] for row in unsaid.rows}["activations of all layers"] == "unknown"
+
+
+def test_state_that_nothing_tells_is_unknown_in_the_table_and_left_to_the_rule_of_thumb():
+    mixer = {"A_log": (8,), "conv1d.weight": (256, 1, 4), "in_proj.weight": (392, 64), "out_proj.weight": (64, 128)}
+    keys = {"layers.1.self_attn.k_proj.weight": (64, 64), "layers.1.self_attn.v_proj.weight": (64, 64)}
+    shapes = {f"layers.0.mixer.{name}": shape for name, shape in mixer.items()} | keys
+    shapes |= {"layers.1.self_attn.q_proj.weight": (64, 64)}
+    unsaid = result_of(shapes, shapes)
+    assert unsaid.values["gpu_est"].evidence is Evidence.ESTIMATED
+    assert table(unsaid, "Key/value cache").rows[0][2] == "unknown"
+    assert any("recurrent state" in assumption for assumption in unsaid.assumptions)
+    said = result_of(shapes, shapes, state_size=32)
+    assert said.values["gpu_est"].evidence is Evidence.DERIVED
+    assert "5120 of state" in table(said, "Memory in use").note
 
 
 def test_stored_head_that_the_configuration_ties_could_be_saved():

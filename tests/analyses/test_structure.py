@@ -60,6 +60,22 @@ class TestArchitectureComparison:
         assert found["Structural differences"].rows == (("depth", "depth", "12", "6"),)
 
 
+    def test_stacks_positions_and_configuration_are_told(self):
+        config = {"dense_act_fn": "relu", "relative_attention_num_buckets": 32, "num_heads": 8, "d_kv": 64}
+        a, b = (headers_of(zoo.t5(), config={**config, **more}) for more in ({}, {"tie_word_embeddings": False}))
+        found = tables(self.analysis.run(pair_checkpoints(a, b), {}).blocks)
+        rows = {row[0]: row[1:] for row in found["Attributes"].rows}
+        assert rows["kind"][0] == "encoder and decoder, text"
+        assert rows["blocks: encoder"] == rows["blocks: decoder"] == ("6", "6", "derived")
+        assert rows["positions"] == ("relative bias", "relative bias", "derived")
+        assert rows["attention heads"] == ("8", "8", "reported")
+        tied = headers_of(zoo.t5(), config={"tie_word_embeddings": True})
+        result = self.analysis.run(pair_checkpoints(tied, b), {})
+        assert result.values["differences"].value == 1
+        (row,) = tables(result.blocks)["Structural differences"].rows
+        assert row == ("tie_word_embeddings", "config", "True", "False")
+
+
 class TestSortByChangeMagnitude:
     analysis = all_analyses()["sort-by-change-magnitude"]
 

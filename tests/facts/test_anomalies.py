@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import pair_of, transformer
 
-from diffai_jupyter.facts.anomalies import nonfinite, shifts
+from diffai_jupyter.facts.change.anomalies import nonfinite, shifts
 
 W = "layers.0.mlp.up_proj.weight"
 

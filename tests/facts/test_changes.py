@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact, give
-from diffai_jupyter.facts.changes import Status, changes, displacement, layers
+from diffai_jupyter.facts.change.changes import Status, changes, displacement, layers
 from diffai_jupyter.scan.pair import Pair
 
 State = dict[str, np.ndarray]

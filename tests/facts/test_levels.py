@@ -7,7 +7,7 @@ import pytest
 from builders import pair_of, to_codes
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES
-from diffai_jupyter.facts.levels import quantized_levels
+from diffai_jupyter.facts.change.levels import quantized_levels
 
 NAME = "layers.0.mlp.up_proj.weight"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import pair_of
 
-from diffai_jupyter.facts.permutation import permutation
+from diffai_jupyter.facts.change.permutation import permutation
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
 from diffai_jupyter.scan.run import Run

@@ -10,8 +10,8 @@ from builders import pair_of, transformer
 from scipy.stats import median_abs_deviation
 
 from diffai_jupyter.errors import SettingError
-from diffai_jupyter.facts.changes import Status
-from diffai_jupyter.facts.ranking import ranked, role_scores
+from diffai_jupyter.facts.change.changes import Status
+from diffai_jupyter.facts.change.ranking import ranked, role_scores
 
 State = dict[str, np.ndarray]
 

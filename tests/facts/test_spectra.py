@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES
 from diffai_jupyter.checkpoint.tensor import ArrayTensor
-from diffai_jupyter.facts.spectra import (
+from diffai_jupyter.facts.change.spectra import (
     BLOCK_SIDE,
     UpdateRank,
     largest_changes,

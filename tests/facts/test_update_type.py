@@ -7,9 +7,9 @@ import pytest
 from builders import pair_of, transformer
 
 from diffai_jupyter.facts import give
-from diffai_jupyter.facts.changes import changes
-from diffai_jupyter.facts.spectra import UpdateRank
-from diffai_jupyter.facts.update_type import (
+from diffai_jupyter.facts.change.changes import changes
+from diffai_jupyter.facts.change.spectra import UpdateRank
+from diffai_jupyter.facts.change.update_type import (
     Kind,
     frozen_prefix,
     grown_rows,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.completer import provisionalcompleter
 
@@ -75,6 +77,19 @@ def test_other_lines_are_left_alone(complete, shell):
     shell.Completer.use_jedi = False
     assert "model_name" in complete("print(model_n|")
     assert not [word for word in complete("x = --s|") if word.startswith("--")]
+
+
+def test_what_was_logged_and_functions_are_completed(complete, shell, tmp_path):
+    (tmp_path / "log_1.csv").touch()
+    (tmp_path / "log_1.pt").touch()
+    (tmp_path / "log_1.py").touch()
+    shell.user_ns.update(
+        log_df=pd.DataFrame(), log_rows=[{}], log_keras=SimpleNamespace(history={}), log_text="x", log_type=dict,
+        log_function=len,
+    )  # fmt: skip
+    for flag in ("--history", "--metrics-a", "--metrics-b"):
+        assert set(complete(f"%diffai a b {flag} log_|")) == {"log_df", "log_rows", "log_keras", "log_1.csv"}
+    assert set(complete("%diffai a b --evaluate log_|")) == {"log_function", "log_1.py"}
 
 
 @pytest.mark.parametrize(

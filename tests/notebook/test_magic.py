@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -176,6 +177,24 @@ def test_config_is_a_layer_below_the_flags(run, asked):
     assert settings.source("epsilon") == "default"
 
 
+@pytest.mark.usefixtures("models")
+def test_config_wins_over_the_settings_file_even_with_the_default(run, asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diffai.toml").write_text('top = 5\nbatch = 5\nsort_by = "max"\n[thresholds]\ntail = 0.5\n')
+    monkeypatch.delenv("DIFFAI_CONFIG")
+    monkeypatch.setenv("DIFFAI_BATCH", "6")
+    run("%config DiffAI.top = 10\n%config DiffAI.batch = 7\n%config DiffAI.set = {'tail': 0.75}")
+    run("r = %diffai before after")
+    request = asked[0]["request"]
+    settings = {key: (request.settings[key], request.settings.source(key)) for key in ("top", "batch", "sort_by")}
+    assert settings == {
+        "top": (10, "%config DiffAI.top"), "batch": (7, "%config DiffAI.batch"), "sort_by": ("max", "diffai.toml"),
+    }  # fmt: skip
+    assert request.thresholds == {"anomaly-detection": {"tail": (0.75, "%config DiffAI.set")}}
+    run("%config DiffAI.top = None\nr = %diffai before after")
+    assert asked[1]["request"].settings.source("top") == "diffai.toml"
+
+
 @pytest.mark.parametrize("setting", ["top = 0", "sort_by = 'size'", "epsilon = -1.0"])
 def test_config_refuses_what_a_flag_would_refuse(run, shell, setting, caplog):
     run(f"%config DiffAI.{setting}")
@@ -225,7 +244,7 @@ def test_help_is_the_same_text_everywhere(run, shell, capsys):
 def test_the_settings_can_be_seen(run, capsys):
     run("%config DiffAI.top = 4")
     run("%diffai --show-config")
-    assert "top = 4  (%config DiffAI.top)\n" in capsys.readouterr().out
+    assert re.search(r"^top = 4 +# %config DiffAI\.top$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("models")

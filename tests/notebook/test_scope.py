@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from diffai_jupyter.options import Live
 from diffai_jupyter.errors import ArgumentError
 from diffai_jupyter.notebook.scope import Scope
+from diffai_jupyter.options import Live
 
 MODEL = {"w": 1}
 

@@ -35,6 +35,7 @@ STATE = {
             "eval_accuracy": 0.5,
             "eval_runtime": 3.2,
             "eval_samples_per_second": 9.0,
+            "eval_samples": 64,
         },
         {"step": 500, "eval_loss": 1.5, "eval_accuracy": 0.75},
         {"step": 500, "train_runtime": 12.0, "train_loss": 1.7},
@@ -49,6 +50,8 @@ KOHYA = {
     "ss_total_batch_size": "16",
     "ss_network_dim": "32",
     "ss_seed": "42",
+    "ss_epoch": "3",
+    "ss_num_epochs": "10",
     "ss_max_grad_norm": "None",
     "ss_tag_frequency": "{}",
 }
@@ -96,6 +99,7 @@ def test_trainer_state(make: Make) -> None:
         "eval_accuracy": ((250, 0.5), (500, 0.75)),
     }
     assert training.hyperparameters.value == {"max_steps": 1000, "num_train_epochs": 4, "train_batch_size": 8}
+    assert training.progress.value == {"epoch": 2.0, "best_metric": 0.4, "total_flos": 1e15}
     for value in (training.step, training.losses, training.lr, training.grad_norms, training.metrics):
         assert (value.evidence, value.source) == (Evidence.REPORTED, "trainer_state.json")
     assert all(isinstance(point[1], float) for point in training.losses.value)
@@ -111,14 +115,63 @@ def test_what_the_trainer_does_not_say_stays_unknown(make: Make) -> None:
     assert training == Training()
 
 
-def test_the_step_is_not_read_off_the_name_of_the_folder(
+def test_the_log_goes_before_the_name_of_the_folder(
     tmp_path: Path, save: Callable[..., Path], write_json: Callable[..., Path]
 ) -> None:
     folder = tmp_path / "checkpoint-500"
     save(folder / "model.safetensors", {"w": 1})
-    assert not open_checkpoint(folder).training.step.is_known
+    step = open_checkpoint(folder).training.step
+    assert (step.value, step.evidence, step.source) == (500, Evidence.REPORTED, "name of the folder")
+    assert open_checkpoint(folder / "model.safetensors").training.step == step
     write_json(folder / "trainer_state.json", {"global_step": 499})
     assert open_checkpoint(folder).training.step.value == 499
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "expected"),
+    [
+        ("run", "epoch=3-step=500.safetensors", (500, "name of the file")),
+        ("run", "model_step-00070.safetensors", (70, "name of the file")),
+        ("checkpoint-9", "step_8.safetensors", (8, "name of the file")),
+        ("global_step500", "x.safetensors", (500, "name of the folder")),
+        ("checkpoint-best", "model.safetensors", None),
+        ("run-7", "model-00001-of-00002.safetensors", None),
+        ("4steps", "v2.safetensors", None),
+        ("checkpoint-" + "9" * 40, "v2.safetensors", None),
+    ],
+)
+def test_steps_in_names(
+    tmp_path: Path, save: Callable[..., Path], folder: str, file: str, expected: tuple[int, str] | None
+) -> None:
+    step = open_checkpoint(save(tmp_path / folder / file, {"w": 1})).training.step
+    assert ((step.value, step.source) if step.is_known else None) == expected
+
+
+def test_the_working_directory_has_a_name_too(
+    tmp_path: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "checkpoint-20" / "model.safetensors", {"w": 1})
+    monkeypatch.chdir(tmp_path / "checkpoint-20")
+    assert open_checkpoint(".").training.step.value == 20
+    assert open_checkpoint("model.safetensors").training.step.value == 20
+
+
+def test_a_resumed_run_logs_again_what_was_lost(make: Make) -> None:
+    steps = [(100, 3.0), (200, 2.0), (300, 1.5), (400, 9.0), (250, 1.75), (350, 1.25)]
+    log = [{"step": step, "loss": loss} for step, loss in steps]
+    log += [{"step": 350, "eval_loss": 1.5}, {"step": 350, "eval_loss": 1.25}]
+    training = make(trainer_state={"global_step": 350, "log_history": log}).training
+    assert training.losses.value == ((100, 3.0), (200, 2.0), (250, 1.75), (350, 1.25))
+    assert training.metrics.value == {"eval_loss": ((350, 1.25),)}
+
+
+def test_the_best_checkpoint_is_no_setting(make: Make) -> None:
+    state = {**STATE, "best_model_checkpoint": "out/checkpoint-250", "num_input_tokens_seen": 0}
+    training = make(trainer_state=state).training
+    assert training.progress.value["best_model_checkpoint"] == "out/checkpoint-250"
+    # tokens that were not counted are zero in the file
+    assert "num_input_tokens_seen" not in training.progress.value
+    assert not {"epoch", "best_metric", "best_model_checkpoint"} & set(training.hyperparameters.value)
 
 
 def test_logs_of_diverged_runs(make: Make) -> None:
@@ -142,8 +195,8 @@ def test_odd_entries_in_a_log_are_no_points(make: Make) -> None:
         {"step": 1, "loss": "1.0"},
         {"step": 1, "loss": None},
         {"step": 1, "loss": True},
-        {"step": 3, "loss": 0.25},
         {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 0.25},
         {"step": 4, "loss": 10**400},
     ]
     training = make(trainer_state={"global_step": "7", "log_history": log}).training
@@ -161,6 +214,10 @@ def test_kohya_metadata(make: Make) -> None:
     assert training.optimizer.value == KOHYA["ss_optimizer"]
     assert training.batch.value == 16
     assert training.hyperparameters.value["ss_network_dim"] == 32
+    assert training.hyperparameters.value["ss_num_epochs"] == 10
+    # how far it came is no setting
+    assert "ss_epoch" not in training.hyperparameters.value
+    assert training.progress.value == {"ss_epoch": 3}
     assert not {"ss_unet_lr", "ss_max_grad_norm", "ss_tag_frequency"} & set(training.hyperparameters.value)
     assert not training.losses.is_known
 
@@ -192,29 +249,42 @@ def test_the_log_of_the_trainer_goes_before_metadata(make: Make) -> None:
 
 def test_final_results(make: Make) -> None:
     training = make(
-        eval_results={"epoch": 2.0, "eval_loss": 9.0, "eval_f1": 0.8, "eval_runtime": 1.0},
-        all_results={"eval_f1": 0.1, "eval_bleu": 30, "train_loss": 3.0},
+        eval_results={"epoch": 2.0, "eval_loss": 9.0, "eval_f1": 0.8, "eval_runtime": 1.0, "eval_samples": 408},
+        test_results={"test_accuracy": 0.75, "accuracy": 0.5, "seed": 1},
+        all_results={"eval_f1": 0.1, "eval_bleu": 30, "train_loss": 3.0, "accuracy": 0.1},
         train_results={"train_loss": 4.0, "train_runtime": 3},
         trainer_state={"global_step": 500, "log_history": [{"step": 10, "eval_loss": 1.5}]},
     ).training
-    # a name that the log has is believed there; the others stand at the last step
-    assert training.metrics.value == {
-        "eval_loss": ((10, 1.5),),
-        "eval_f1": ((500, 0.8),),
-        "eval_bleu": ((500, 30.0),),
-    }
-    assert training.metrics.source == "trainer_state.json, eval_results.json, all_results.json"
+    # what was stated for this checkpoint is not mixed with what was logged on the way
+    assert training.metrics.value == {"eval_loss": ((10, 1.5),)}
+    assert training.final.value == {
+        "eval_loss": 9.0, "eval_f1": 0.8, "test_accuracy": 0.75, "accuracy": 0.5, "eval_bleu": 30.0,
+    }  # fmt: skip
+    assert training.final.source == "eval_results.json, test_results.json, all_results.json"
     assert training.losses.value == ((500, 3.0),)
     assert training.losses.source == "all_results.json, mean over the run"
 
 
-def test_results_without_a_step_say_so(make: Make) -> None:
-    training = make(eval_results={"eval_loss": 1.5}).training
-    assert training.metrics.value == {"eval_loss": ((0, 1.5),)}
-    assert training.metrics.source == "eval_results.json (step not stated)"
+def test_results_keep_the_step_that_they_state(make: Make) -> None:
+    training = make(eval_results={"eval_loss": 1.5}, train_results={"train_loss": 2.0}).training
+    assert training.final.value == {"eval_loss": 1.5}
+    assert not training.metrics.is_known
     assert not training.step.is_known
+    assert (training.losses.value, training.losses.source) == (
+        ((0, 2.0),), "train_results.json (step not stated), mean over the run"
+    )  # fmt: skip
     training = make(eval_results={"eval_loss": 1.5, "step": 70}).training
     assert training.metrics.value == {"eval_loss": ((70, 1.5),)}
+    assert training.final.value == {"eval_loss": 1.5}
+    training = make(eval_results={"eval_loss": 1.5, "step": 70}, trainer_state={"global_step": 80}).training
+    assert training.metrics.value == {"eval_loss": ((70, 1.5),)}
+    assert not training.final.is_known
+
+
+def test_results_of_a_diverged_run(make: Make) -> None:
+    training = make(eval_results='{"eval_loss": NaN, "eval_f1": Infinity, "eval_note": "bad"}').training
+    assert math.isnan(training.final.value.pop("eval_loss"))
+    assert training.final.value == {"eval_f1": math.inf}
 
 
 def test_configurations(make: Make) -> None:
@@ -303,5 +373,24 @@ def test_a_log_beside_several_checkpoints_is_questioned(
     write_json(tmp_path / "config.json", {})
     assert open_checkpoint(path).notes == ()
     write_json(tmp_path / "trainer_state.json", STATE)
-    (said,) = warnings(open_checkpoint(path))
-    assert said.startswith("trainer_state.json lies beside several checkpoints (after.safetensors)")
+    write_json(tmp_path / "eval_results.json", {"eval_loss": 1.0})
+    checkpoint = open_checkpoint(path)
+    (said,) = warnings(checkpoint)
+    assert said.startswith(
+        "trainer_state.json, eval_results.json lies beside several checkpoints (after.safetensors), and was not read"
+    )
+    assert checkpoint.training == Training()
+
+
+def test_other_formats_and_shards_of_the_same_weights_are_no_other_checkpoints(
+    tmp_path: Path, save: Callable[..., Path], write_json: Callable[..., Path]
+) -> None:
+    write_json(tmp_path / "trainer_state.json", STATE)
+    path = save(tmp_path / "model.safetensors", {"w": 1})
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "optimizer.bin").write_bytes(b"")
+    assert open_checkpoint(path).training.step.value == 500
+    shard = save(tmp_path / "y" / "model-00001-of-00002.safetensors", {"w": 1})
+    save(tmp_path / "y" / "model-00002-of-00002.safetensors", {"v": 1})
+    write_json(tmp_path / "y" / "trainer_state.json", STATE)
+    assert open_checkpoint(shard).training.step.value == 500

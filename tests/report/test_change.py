@@ -15,7 +15,7 @@ from builders import pair_of, to_codes, transformer, write_safetensors
 from diffai_jupyter.comparison import Comparison, compare
 from diffai_jupyter.contract.report import Change
 from diffai_jupyter.evidence import Evidence
-from diffai_jupyter.facts.update_type import Kind
+from diffai_jupyter.facts.change.update_type import Kind
 from diffai_jupyter.report.change import describe_change
 from diffai_jupyter.report.request import request_of
 from diffai_jupyter.scan.pair import Pair

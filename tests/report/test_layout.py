@@ -92,13 +92,14 @@ def test_top_cuts_the_list_and_says_how_many_are_left(top):
     assert len(found.report.tensors) == 30
 
 
-def test_brief_says_one_sentence_everywhere():
+def test_brief_is_one_sentence_and_the_lines_that_were_asked_for():
     found = compare(base(), moved(20), brief=True, change_summary=True, stats=True, show_config=True)
     assert found.to_text().splitlines()[2:] == [
         (
             "Some layers changed: 20 tensors of 30 trained tensors, by "
             f"{found.report.change.magnitude.value:.3%} of the norm of A."
-        )
+        ),
+        found.report.analyses[0].line(found["change_summary"]),
     ]
     assert "<h2" not in found.to_html()
     assert "## " not in found.to_markdown()
@@ -141,7 +142,8 @@ def test_configuration_is_shown_with_its_sources():
     rows = {row[0]: row[1:] for row in table(found, "Effective settings").rows}
     assert rows["top"] == ("5", "top=")
     assert rows["epsilon"] == ("0.0", "default")
-    assert rows["anomaly-detection.psi"] == ("0.5", "set=")
+    assert rows["anomaly-detection"] == ("True", "anomaly_detection=")
+    assert rows["psi"] == ("0.5", "set=")
     assert rows["anomaly-detection.tail"] == ("0.01", "default")
     assert set(OPTIONS) - {"set"} <= set(rows)
 
@@ -343,5 +345,7 @@ def test_nan_of_both_sides_is_a_warning():
 def test_every_option_of_show_is_tried_here() -> None:
     shown: set[str] = {"top", "brief", "show_unchanged", "show_pairing", "show_config", "stats"}
     others: dict[str, Any] = dict.fromkeys(("sort_by", "path", "ignore_keys_regex", "epsilon", "set"))
-    elsewhere = {"output", "into", "quiet", "workers"}
+    elsewhere = {"output", "into", "quiet", "workers", "report_type", "fail_on"}
+    elsewhere |= {"history", "metrics_a", "metrics_b", "evaluate", "steps", "optimizer", "lr"}
+    elsewhere |= {"context", "batch", "device"}
     assert set(OPTIONS) == shown | set(others) | elsewhere

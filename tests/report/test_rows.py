@@ -10,7 +10,7 @@ from bank import BANK, pair_from
 from builders import pair_of
 
 from diffai_jupyter.contract.report import TensorRow
-from diffai_jupyter.facts.changes import Status
+from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.report.rows import collapsed_lines, tensor_rows
 
 ONE = np.linspace(-1, 2, 600, dtype="f4").reshape(30, 20)

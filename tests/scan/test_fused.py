@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from builders import checkpoint_of, transformer
 
-from diffai_jupyter.facts.changes import Status, changes
-from diffai_jupyter.facts.update_type import Kind, update_type
+from diffai_jupyter.facts.change.changes import Status, changes
+from diffai_jupyter.facts.change.update_type import Kind, update_type
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.pairing import pair_checkpoints
 

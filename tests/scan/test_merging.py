@@ -16,8 +16,8 @@ from diffai_jupyter.checkpoint.dtypes import DTYPES
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.quantized import Merged
 from diffai_jupyter.comparison import compare
-from diffai_jupyter.facts.changes import Status, changes
-from diffai_jupyter.facts.update_type import Kind, update_type
+from diffai_jupyter.facts.change.changes import Status, changes
+from diffai_jupyter.facts.change.update_type import Kind, update_type
 from diffai_jupyter.readers.layouts import grouped
 from diffai_jupyter.scan.merging import is_adapter, reconcile, with_adapter
 from diffai_jupyter.wording import say

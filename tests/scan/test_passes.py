@@ -59,10 +59,12 @@ def bits(found: tuple[TensorStats, ...]) -> list[bytes]:
         digest = record.digest
         parts.append(
             repr(
-                [getattr(digest, name) for name in ("dead_rows", "row_gap", "sorted_col_gap", "psi")]
+                [getattr(digest, name) for name in ("dead_rows", "repeated_rows", "row_gap", "sorted_col_gap", "psi")]
             ).encode()
         )
         parts += [b"" if x is None else x.tobytes() for x in (digest.edges, digest.counts_a, digest.counts_b)]
+        for spread in digest.magnitudes:
+            parts += [b""] if spread is None else [spread.counts.tobytes(), spread.squares.tobytes()]
     return parts
 
 

@@ -14,9 +14,9 @@ from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.quantized import Product
 from diffai_jupyter.checkpoint.tensor import ArrayTensor
-from diffai_jupyter.facts.changes import Status, changes
-from diffai_jupyter.facts.ranking import ranked
-from diffai_jupyter.facts.spectra import spectral_growth, update_ranks
+from diffai_jupyter.facts.change.changes import Status, changes
+from diffai_jupyter.facts.change.ranking import ranked
+from diffai_jupyter.facts.change.spectra import spectral_growth, update_ranks
 from diffai_jupyter.scan import products
 from diffai_jupyter.scan.kernel import Both, Side
 from diffai_jupyter.scan.pair import Pair

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from diffai_jupyter.checkpoint.model import Json, Note, Training
+from diffai_jupyter.checkpoint.optimizer import OptimizerState
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 
@@ -31,6 +32,10 @@ class Container:
         Model configuration inside the file, under the names that ``config.json`` uses.
     training : Training
         What the file says of the training.
+    optimizer : OptimizerState, optional
+        What the optimizer kept, where the file holds it.
+    order : tuple of str
+        Names of the tensors in the order of the model; empty where the file does not keep it.
     notes : tuple of Note
         What the reader must be told.
     """
@@ -41,4 +46,6 @@ class Container:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Json] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
+    optimizer: OptimizerState | None = None
+    order: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()

@@ -12,7 +12,7 @@ from diffai_jupyter.readers.sidecars.training import known_fields, number, step_
 _SOURCE = "__metadata__"
 _RATES = ("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr")
 _SETTINGS = (
-    *_RATES, "ss_lr_scheduler", "ss_lr_warmup_steps", "ss_optimizer", "ss_max_train_steps", "ss_epoch",
+    *_RATES, "ss_lr_scheduler", "ss_lr_warmup_steps", "ss_optimizer", "ss_max_train_steps",
     "ss_num_epochs", "ss_batch_size_per_device", "ss_total_batch_size", "ss_gradient_accumulation_steps",
     "ss_max_grad_norm", "ss_network_dim", "ss_network_alpha", "ss_network_dropout",
     "ss_network_module", "ss_mixed_precision",
@@ -28,11 +28,14 @@ def read_kohya(metadata: Mapping[str, str]) -> Training:
         if metadata.get(key, "None").strip() not in ("", "None")
     }
     steps = _plain(metadata.get("ss_steps", "None"))
+    done = _plain(metadata.get("ss_epoch", "None"))
+    epoch = None if isinstance(done, str) else done
     values = known_fields(
         _SOURCE,
         step=step_of(steps if isinstance(steps, int) else None),
         schedule=_text(found.get("ss_lr_scheduler")),
         optimizer=_text(found.get("ss_optimizer")),
+        progress={} if epoch is None else {"ss_epoch": epoch},
         hyperparameters=found,
     )
     for key in _RATES:

@@ -8,27 +8,39 @@ from typing import Any
 from diffai_jupyter.checkpoint.model import Json, Training
 from diffai_jupyter.evidence import unknown
 from diffai_jupyter.readers.sidecars.folder import SidecarFolder
-from diffai_jupyter.readers.sidecars.training import by_step, known_fields, number, step_of
+from diffai_jupyter.readers.sidecars.training import known_fields, number, resumed, step_of
 
 _NAME = "trainer_state.json"
 _SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps")
-_SPEED = ("_runtime", "_per_second", "_time")
+_PROGRESS = ("epoch", "total_flos", "num_input_tokens_seen", "best_metric", "best_global_step")
+_BEST = "best_model_checkpoint"
+_CURVES = ("loss", "learning_rate", "grad_norm")
+_SPLITS = ("eval_", "test_", "predict_")
+_NO_METRICS = ("_runtime", "_per_second", "_time", "_samples", "_steps")
+_LONGEST = 200
 
 
 def read_trainer(files: SidecarFolder) -> Training:
-    """Read the log of the trainer and what it was told to do."""
+    """Read the log of the trainer, how far it came, and what it was told to do."""
     state = files.read(_NAME)
     if not state:
         return Training()
     log = _read_log(state.get("log_history"))
     settings = {key: state[key] for key in _SETTINGS if number(state.get(key)) is not None}
+    # what was not counted is zero
+    progress = {key: state[key] for key in _PROGRESS if number(state.get(key))}
+    best = state.get(_BEST)
+    if isinstance(best, str) and 0 < len(best) <= _LONGEST:
+        progress[_BEST] = best
+    end = step_of(state.get("global_step"))
     found: dict[str, Any] = known_fields(
         _NAME,
-        step=step_of(state.get("global_step")),
-        losses=by_step(log.pop("loss", [])),
-        lr=by_step(log.pop("learning_rate", [])),
-        grad_norms=by_step(log.pop("grad_norm", [])),
-        metrics={key: by_step(points) for key, points in log.items()},
+        step=end,
+        losses=resumed(log.pop("loss", []), end),
+        lr=resumed(log.pop("learning_rate", []), end),
+        grad_norms=resumed(log.pop("grad_norm", []), end),
+        metrics={key: resumed(points, end) for key, points in log.items()},
+        progress=progress,
         hyperparameters=settings,
     )
     if "train_batch_size" in settings:
@@ -41,14 +53,14 @@ def read_trainer(files: SidecarFolder) -> Training:
 
 
 def is_metric(key: str) -> bool:
-    """Say whether a logged name is an evaluation metric and not a speed.
+    """Say whether a logged name is an evaluation metric, and no speed or count.
 
     Examples
     --------
-    >>> is_metric("eval_loss"), is_metric("eval_runtime"), is_metric("loss")
-    (True, False, False)
+    >>> is_metric("eval_loss"), is_metric("test_f1"), is_metric("eval_runtime"), is_metric("loss")
+    (True, True, False, False)
     """
-    return key.startswith("eval_") and not key.endswith(_SPEED)
+    return key.startswith(_SPLITS) and not key.endswith(_NO_METRICS)
 
 
 def _read_log(history: Json) -> dict[str, list[tuple[int, float]]]:
@@ -60,6 +72,6 @@ def _read_log(history: Json) -> dict[str, list[tuple[int, float]]]:
             continue
         for key, found in entry.items():
             value = number(found)
-            if value is not None and (key in ("loss", "learning_rate", "grad_norm") or is_metric(key)):
+            if value is not None and (key in _CURVES or is_metric(key)):
                 curves[key].append((step, value))
     return dict(curves)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 from diffai_jupyter.checkpoint.model import Checkpoint, Note
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers.documents import read_document
 from diffai_jupyter.readers.formats.detection import READS, known_by_name, open_container, read_by_name
 from diffai_jupyter.readers.layouts import grouped
-from diffai_jupyter.readers.sidecars import read_sidecars
-from diffai_jupyter.readers.sidecars.training import strongest
+from diffai_jupyter.readers.sidecars.beside import Inside, read_sidecars
+from diffai_jupyter.readers.sidecars.optimizer.names import with_names
+from diffai_jupyter.readers.sidecars.steps import step_in_name
 from diffai_jupyter.readers.sources.links import is_plain
 from diffai_jupyter.readers.sources.places import LocalPlace, Place
 from diffai_jupyter.readers.sources.shards import Shards, read_index, shard_note
-from diffai_jupyter.readers.sources.weights import LOOKED_FOR, index_pattern, read_weights, readable
+from diffai_jupyter.readers.sources.weights import (
+    LOOKED_FOR,
+    index_pattern,
+    read_weights,
+    readable,
+    unrelated,
+)
 from diffai_jupyter.wording import Name, listed, some
 
 _PIPELINE = "model_index.json"
@@ -78,13 +87,13 @@ def open_folder(place: Place, source: str) -> Checkpoint:
 
 def _assemble(shards: Shards, place: Place, source: str, only: str = "") -> Checkpoint:
     """Put weights and side-cars together; `only` is the file that was given by itself."""
-    beside = read_sidecars(place, shards.metadata)
-    notes = [*shards.notes, *beside.notes]
-    if only and beside.logs and (others := _unrelated(place, only)):
-        template = "{logs} lies beside several checkpoints ({others}), and is taken to describe {file}."
-        said = {"logs": some(beside.logs), "others": some(others), "file": Name(only)}
-        notes.append(Note(template, said, is_warning=True))
+    inside = Inside(shards.training, shards.optimizer, shards.metadata)
+    folder = os.path.abspath(place.path) if isinstance(place, LocalPlace) else place.path  # noqa: PTH100
+    others = unrelated(only, _listed(place)) if only else ()
+    beside = read_sidecars(place, inside, step_in_name(folder, only), only, others)
     config = {**shards.config, **beside.config}
+    order = shards.order if len(shards.order) == len(shards.tensors) else None
+    optimizer, notes = with_names(beside.optimizer, shards.tensors, order, config)
     return Checkpoint(
         source=source,
         format=" and ".join(dict.fromkeys(shards.formats)),
@@ -92,15 +101,20 @@ def _assemble(shards: Shards, place: Place, source: str, only: str = "") -> Chec
         files=tuple(sorted(shards.files, key=lambda file: file.path)),
         config=config,
         metadata=shards.metadata,
-        training=strongest(shards.training, beside.training),
-        notes=tuple(notes),
+        training=beside.training,
+        optimizer_state=optimizer,
+        tokenizer=beside.tokenizer,
+        notes=(*shards.notes, *beside.notes, *notes),
         missing=tuple(sorted(shards.missing)),
     )
 
 
-def _unrelated(place: Place, name: str) -> list[str]:
-    """Return the other weights in a folder that are no shards of the same set."""
-    return [] if shard_note(name) else [other for other in readable(place.names()) if other != name]
+def _listed(place: Place) -> list[str]:
+    """Return the names in a folder; none where only single files of it may be read."""
+    try:
+        return place.names()
+    except SourceError:
+        return []
 
 
 def _read_pipeline(place: Place) -> Shards | None:

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from diffai_jupyter.checkpoint.model import Checkpoint, Json
 from diffai_jupyter.checkpoint.tensor import ArrayTensor, Tensor
 from diffai_jupyter.errors import SourceError
+from diffai_jupyter.readers.formats.pytorch.training import training_of
 from diffai_jupyter.readers.layouts import grouped
 from diffai_jupyter.readers.nesting import Contents, Nesting, unwrapped
+from diffai_jupyter.readers.sidecars.graph import Graph
+from diffai_jupyter.readers.sidecars.optimizer.names import with_names
+from diffai_jupyter.readers.sidecars.optimizer.training import with_optimizer
 from diffai_jupyter.readers.sources.arrays import codes_of, is_array
 from diffai_jupyter.wording import show_name
 
@@ -32,18 +36,23 @@ def open_live(source: object, name: str = "") -> Checkpoint:
         If it holds no arrays.
     """
     title = name or type(source).__name__
-    found, aside = unwrapped(_mapping_of(source, title), _CONTENTS)
+    whole = _mapping_of(source, title)
+    found, aside = unwrapped(whole, _CONTENTS)
     nesting = Nesting(title, _CONTENTS)
     nesting.take("", found)
     if not nesting.tensors:
         raise SourceError(_nothing_found(title, nesting))
     config = _config_of(source)
+    training, state, notes = training_of(Graph(title, whole, _CONTENTS))
+    state, unnamed = with_names(state, nesting.tensors, tuple(nesting.tensors), config)
     return Checkpoint(
         source=title,
         format="live",
         tensors=grouped(nesting.tensors, config, {}),
         config=config,
-        notes=(*aside, *nesting.notes()),
+        training=with_optimizer(training, state),
+        optimizer_state=state,
+        notes=(*aside, *nesting.notes(), *notes, *unnamed),
         live=source,
     )
 

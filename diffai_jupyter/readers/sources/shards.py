@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from diffai_jupyter.checkpoint.model import Json, Note, Training
+from diffai_jupyter.checkpoint.optimizer import OptimizerState
 from diffai_jupyter.checkpoint.storage import Storage
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Renamed
@@ -33,6 +34,8 @@ class Shards:
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict[str, Json] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
+    optimizer: OptimizerState | None = None
+    order: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
 
@@ -50,6 +53,8 @@ class Shards:
         """
         self._take(container.file, container.format, container.metadata, container.config)
         self.training = strongest(self.training, container.training)
+        self.optimizer = self.optimizer or container.optimizer
+        self.order.extend(container.order)
         self.notes.extend(container.notes)
         for name in names:
             if name in self.tensors:

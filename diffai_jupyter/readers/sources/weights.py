@@ -68,6 +68,24 @@ def read_weights(place: Place, names: Sequence[str]) -> Shards | None:
     return None
 
 
+def unrelated(name: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the other checkpoints beside a file: no shards of its set, and not the same weights in another format.
+
+    Examples
+    --------
+    >>> unrelated("a.safetensors", ["a.safetensors", "b.safetensors"])
+    ('b.safetensors',)
+    >>> unrelated("model.safetensors", ["model.safetensors", "pytorch_model.bin", "optimizer.pt"])
+    ()
+    """
+    if is_state(name):
+        return ()
+    own = {name, *shards_of(name, names)}
+    if _single_pattern(r"\w+").fullmatch(name):
+        own |= {other for other in names if _single_pattern(r"\w+").fullmatch(other)}
+    return tuple(other for other in readable(names) if other not in own)
+
+
 def readable(names: Sequence[str]) -> list[str]:
     """Return the names that belong to formats that are read, state of the run left out."""
     return [name for name in names if read_by_name(name) and not is_state(name)]

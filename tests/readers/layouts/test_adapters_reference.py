@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffai_jupyter.checkpoint.quantized import Product, Undecoded
-from diffai_jupyter.facts.update_type import Kind, update_type
+from diffai_jupyter.facts.change.update_type import Kind, update_type
 from diffai_jupyter.readers import open_checkpoint
 from diffai_jupyter.readers.layouts.adapters import Setting
 from diffai_jupyter.scan.merging import reconcile

@@ -58,7 +58,9 @@ class InertContents:
         fleeting = self._joined(state.get("_non_persistent_buffers_set"))
         skipped = {key for key in fleeting.values() if isinstance(key, str)}
         kept = {key: entry for key, entry in self._joined(state.get("_buffers")).items() if key not in skipped}
-        merged = {**self._joined(state["_modules"]), **kept, **self._joined(state["_parameters"])}
+        own, modules = self._joined(state["_parameters"]), self._joined(state["_modules"])
+        # in the order of a state dict; where a name is there twice, a parameter counts before a buffer and a module
+        merged = {**own, **kept, **modules, **kept, **own}
         return {key: entry for key, entry in merged.items() if entry is not None}
 
     def _joined(self, *parts: object) -> dict[Any, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diffai_jupyter.checkpoint.model import Note
-from diffai_jupyter.checkpoint.storage import Storage
+from diffai_jupyter.checkpoint.storage import Storage, StoredFile
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import FormatError, SourceError
 from diffai_jupyter.readers.formats.archive import Member, read_member, read_members
@@ -23,12 +23,13 @@ from diffai_jupyter.readers.formats.pytorch.pickled import BUILDERS as PLAIN
 from diffai_jupyter.readers.formats.pytorch.pickled import ArrayRef
 from diffai_jupyter.readers.formats.pytorch.pickles import Machine
 from diffai_jupyter.readers.formats.pytorch.quantized import dequantized
-from diffai_jupyter.readers.formats.pytorch.risks import risk_notes, with_risks
+from diffai_jupyter.readers.formats.pytorch.risks import risk_notes, sidecar_risks, with_risks
 from diffai_jupyter.readers.formats.pytorch.tensors import BUILDERS as TORCH
 from diffai_jupyter.readers.formats.pytorch.tensors import Block, NoTensor, TensorRef
 from diffai_jupyter.readers.formats.pytorch.training import training_of
 from diffai_jupyter.readers.formats.pytorch.workings import Builder, Session
 from diffai_jupyter.readers.nesting import Contents, Nesting, unwrapped
+from diffai_jupyter.readers.sidecars.graph import Graph
 from diffai_jupyter.readers.sources.arrays import Incomparable
 from diffai_jupyter.wording import show_name
 
@@ -70,9 +71,7 @@ def read_pytorch(file: Storage) -> Container:
         If it is damaged or holds no tensors; the message also says what it would have called.
     """
     found = read_objects(file)
-    limit = max(_FEWEST_NODES, found.session.done)
-    inert, maker = InertContents(limit), _Maker(file)
-    contents = Contents(inert.is_array, inert.entries, maker.tensor, limit, TENSOR_LIMIT)
+    contents = _contents(file, found)
     nesting = Nesting(file.path, contents)
     try:
         aside = _name_all(nesting, found, contents)
@@ -90,7 +89,33 @@ def read_pytorch(file: Storage) -> Container:
         template = "More bytes follow what was read, and were left aside: {n}."
         notes.append(Note(template, {"n": file.size - found.end}, is_warning=True))
     tensors = dict(sorted(nesting.tensors.items()))
-    return Container(file, "pytorch", tensors, training=training_of(file.path, found.root), notes=tuple(notes))
+    training, optimizer, aside = training_of(_graph(file, found.root, contents))
+    return Container(
+        file, "pytorch", tensors, training=training, optimizer=optimizer, order=tuple(nesting.tensors),
+        notes=(*notes, *aside),
+    )  # fmt: skip
+
+
+def read_graph(file: Storage) -> tuple[Graph, list[Note]]:
+    """Read what a side-car describes, and what must be said of the calls in it.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged; the message also says what it would have called.
+    """
+    found = read_objects(file)
+    return _graph(file, found.root, _contents(file, found)), sidecar_risks(file.path, found.session)
+
+
+def _contents(file: Storage, found: Objects) -> Contents:
+    limit = max(_FEWEST_NODES, found.session.done)
+    inert = InertContents(limit)
+    return Contents(inert.is_array, inert.entries, _Maker(file).tensor, limit, TENSOR_LIMIT)
+
+
+def _graph(file: Storage, root: object, contents: Contents) -> Graph:
+    return Graph(file.path, root, contents, is_near=isinstance(file, StoredFile))
 
 
 def read_objects(file: Storage) -> Objects:

@@ -20,6 +20,11 @@ _DANGEROUS = frozenset({
     "tempfile", "urllib", "requests", "http", "ftplib", "smtplib", "functools", "_posixsubprocess", "cProfile",
     "profile", "trace", "doctest", "idlelib", "lib2to3", "pydoc", "site", "sysconfig", "venv", "zipimport",
 })
+# What trainers save the arguments of a run as: instances of their own classes.
+_TRAINERS = frozenset({
+    "transformers", "accelerate", "trl", "peft", "sentence_transformers", "setfit", "optimum", "lightning",
+    "lightning_fabric", "pytorch_lightning",
+})
 # What instances are made of without harm; names of one module are listed behind it.
 _HARMLESS = {
     "builtins": {"object", "slice", "range", "int", "float", "bool", "str"},
@@ -68,6 +73,24 @@ def risk_notes(path: str, session: Session, builders: Collection[str]) -> list[N
         is_warning = any(_is_dangerous(found) and not _is_harmless(found) for found in others.values())
         notes.append(Note(template, said, is_warning=is_warning))
     return notes
+
+
+def sidecar_risks(path: str, session: Session) -> list[Note]:
+    """Return what a reader must be told of the calls in a side-car; classes that trainers save are no news."""
+    called = [
+        name for name in risky_calls(session)
+        if not _is_expected({**session.called, **session.made}[name])
+    ]  # fmt: skip
+    if not called:
+        return []
+    template = "{file} would call {names} if it were unpickled. Nothing was called; load it only if you trust it."
+    said = {"file": Name(PurePath(path).name), "names": some(called, _NAME_LIMIT)}
+    return [Note(template, said, is_warning=True)]
+
+
+def _is_expected(found: Global) -> bool:
+    is_class = found.name.isidentifier() and found.name[:1].isupper()
+    return is_class and found.module.split(".")[0] in _TRAINERS
 
 
 def risky_calls(session: Session) -> list[str]:

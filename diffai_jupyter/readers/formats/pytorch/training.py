@@ -1,40 +1,21 @@
-"""What a checkpoint file says of its training: the step, and the learning rate where there is just one."""
+"""What a checkpoint file says of its training beside the weights: step, settings, the state of the optimizer."""
 
 from __future__ import annotations
 
-from pathlib import PurePath
-from typing import Any
-
-from diffai_jupyter.checkpoint.model import Training
-from diffai_jupyter.readers.sidecars.training import by_step, known_fields, number, step_of
-
-_STEPS = ("global_step", "global_steps")
-_OPTIMIZERS = ("optimizer_states", "optimizer", "optimizer_state_dict")
-
-
-def training_of(path: str, root: object) -> Training:
-    """Return what a checkpoint, or the state of an optimizer, says of the training.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    root : object
-        What it describes, as inert objects.
-    """
-    if not isinstance(root, dict):
-        return Training()
-    step = next((step for key in _STEPS if (step := step_of(root.get(key))) is not None), None)
-    rates = {number(group.get("lr")) for group in _groups(root)}
-    rate = rates.pop() if len(rates) == 1 else None
-    history = by_step([(step, rate)]) if step is not None and rate is not None else ()
-    return Training(**known_fields(PurePath(path).name, step=step, lr=history))
+from diffai_jupyter.checkpoint.model import Note, Training
+from diffai_jupyter.checkpoint.optimizer import OptimizerState
+from diffai_jupyter.errors import SourceError
+from diffai_jupyter.readers.sidecars.graph import Graph
+from diffai_jupyter.readers.sidecars.lightning import read_inside
+from diffai_jupyter.readers.sidecars.optimizer.state import read_optimizer
+from diffai_jupyter.wording import Name
 
 
-def _groups(root: dict[Any, Any]) -> list[dict[Any, Any]]:
-    """Return the parameter groups of the one optimizer."""
-    optimizer = next((root[key] for key in _OPTIMIZERS if key in root), root)
-    if isinstance(optimizer, list):
-        optimizer = optimizer[0] if len(optimizer) == 1 else None
-    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    return [group for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
+def training_of(graph: Graph) -> tuple[Training, OptimizerState | None, list[Note]]:
+    """Return what a file says of the training, what its optimizer kept, and what of that could not be read."""
+    try:
+        training = read_inside(graph)
+    except SourceError as error:
+        template = "What {file} says of the training could not be read and was left aside: {error}"
+        return Training(), None, [Note(template, {"file": Name(graph.name), "error": Name(error)}, is_warning=True)]
+    return training, *read_optimizer(graph)

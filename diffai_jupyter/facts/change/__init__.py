@@ -1,0 +1,1 @@
+"""What happened from A to B, read off the tensors."""

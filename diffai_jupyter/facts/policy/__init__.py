@@ -1,0 +1,1 @@
+"""The reason codes of the policy, and what they rest on."""

@@ -1,0 +1,1 @@
+"""What logs, optimizers and the user tell of the training."""

@@ -1,0 +1,1 @@
+"""What the weights of one side are good for."""

@@ -1,0 +1,1 @@
+"""What an optimizer saved: its groups, its moments, and whose they are."""

@@ -115,6 +115,36 @@ def test_the_bound_needs_adam_and_steps() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "is_adam"),
+    [("adamw_torch_fused", True), ("paged_adamw_8bit", True), ("bitsandbytes.optim.adamw.AdamW8bit", True),
+     ("adam", True), ("adafactor", False), ("adamax", False), ("lion_8bit", False), ("sgd", False)],
+)  # fmt: skip
+def test_names_of_the_adam_family(name: str, is_adam: bool) -> None:
+    a, b = {"w": np.zeros((4, 4), "f4")}, {"w": np.ones((4, 4), "f4")}
+    pair = replace(pair_of(trained(a), trained(b, optimizer=name)), steps=reported(10, "--steps"))
+    if is_adam:
+        assert facts.rate_bound(pair).steps == 10
+    else:
+        with pytest.raises(Unknowable, match="NEEDS_OPTIM"):
+            facts.rate_bound(pair)
+
+
+def test_a_scheduler_tells_its_base_rates() -> None:
+    assert facts.peak_rate(trained(lr=LOG, hyperparameters={"base_lrs": (1e-4, 2e-3)})).value == 2e-3
+
+
+def test_what_the_user_gave_is_believed_before_the_optimizer() -> None:
+    given = replace(trained(source="--lr", lr=((0, 0.5),)), optimizer_state=state(1e-3))
+    assert facts.current_rate(given).value == 0.5
+
+
+def test_a_single_bad_log_does_not_hide_the_loss_around_it() -> None:
+    log = ((1, 3.0), (2, math.nan), (3, 2.0), (4, 1.0))
+    found = losses(pair_of(trained(losses=log[:1]), trained(losses=log)))
+    assert found.b == 2.0
+
+
 def test_the_loss_of_an_evaluation_comes_before_that_of_training() -> None:
     train = tuple((i, 10.0 / i) for i in range(1, 101))
     evals = {"eval_loss": ((50, 2.0), (100, 1.0))}

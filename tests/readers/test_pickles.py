@@ -266,9 +266,8 @@ def read(path: Path) -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    read_well, refused = survive(tmp_path / "a.pt", mutants(seeds(), 2000), read)
-    assert read_well > 100
-    assert refused > 100
+    read_well, refused = survive(tmp_path / "a.pt", mutants(seeds(), 800), read)
+    assert min(read_well, refused) > 50
 
 
 @pytest.mark.slow

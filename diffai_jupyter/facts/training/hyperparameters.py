@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from diffai_jupyter.checkpoint.model import Checkpoint, Training
@@ -13,7 +14,7 @@ from diffai_jupyter.facts.training.runs import near, window
 from diffai_jupyter.facts.training.schedules import Fit, fit_schedule, schedule_named
 from diffai_jupyter.scan.pair import Pair
 
-ADAM = "adam"
+ADAM = frozenset({"adam", "adamw"})
 _RATES = ("learning_rate", "lr", "ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr")
 _WARMUPS = ("warmup_steps", "warmup_ratio", "num_warmup_steps", "ss_lr_warmup_steps")
 BETAS, DECAY = (0.9, 0.999), 0.01
@@ -77,6 +78,9 @@ def peak_rate(checkpoint: Checkpoint) -> Value:
     for key in _RATES:
         if isinstance(settings.get(key), (int, float)) and settings[key] > 0:
             return reported(float(settings[key]), f"{key} of {training.hyperparameters.source}")
+    bases = settings.get("base_lrs")
+    if isinstance(bases, (list, tuple)) and bases:
+        return reported(max(bases), f"base_lrs of {training.hyperparameters.source}")
     if training.lr.is_known:
         finite = [rate for _, rate in training.lr.value if math.isfinite(rate)]
         if finite:
@@ -197,7 +201,7 @@ def rate_bound(pair: Pair) -> RateBound:
         number of steps, ``NO_COMMON`` when nothing was compared.
     """
     kind = _optimizer(pair)
-    if not kind.startswith(ADAM):
+    if not _words_of(kind) & ADAM:
         raise Unknowable("NEEDS_OPTIM", optimizer=kind or "not known")
     steps = pair.steps.value if pair.steps.is_known else window(pair).steps
     if not steps:
@@ -226,6 +230,11 @@ def _optimizer(pair: Pair) -> str:
     return state.kind if state is not None else ""
 
 
+def _words_of(optimizer: str) -> set[str]:
+    """Return the words of a name such as ``paged_adamw_8bit`` or ``bitsandbytes.optim.adamw.AdamW8bit``."""
+    return set(re.findall("[a-z]+", optimizer))
+
+
 def _adam(pair: Pair, kind: str) -> tuple[tuple[float, float], float, str]:
     """Return betas, weight decay and what was assumed of them."""
     settings = pair.b.training.hyperparameters.value if pair.b.training.hyperparameters.is_known else {}
@@ -243,6 +252,6 @@ def _adam(pair: Pair, kind: str) -> tuple[tuple[float, float], float, str]:
         first, second = BETAS
         parts.append(f"betas {first:g} and {second:g}, the defaults")
     if not isinstance(decay, (int, float)):
-        decay = DECAY if kind.startswith("adamw") else 0.0
+        decay = DECAY if "adamw" in _words_of(kind) else 0.0
         parts.append(f"weight decay {decay:g}, the default")
     return (float(first), float(second)), float(decay), "; ".join(parts) or "betas and weight decay as stored"

@@ -90,6 +90,6 @@ def _at_end(training: Training) -> float:
 
 
 def _around(history: History, step: int) -> float:
-    """Return the median of the values logged nearest to a step; of a log that is not finite there, NaN."""
-    nearest = sorted(history, key=lambda point: (abs(point[0] - step), point[0]))[:NEAREST]
-    return median(value for _, value in nearest)
+    """Return the median of the finite values logged nearest to a step; NaN where the nearest one is not finite."""
+    nearest = [value for _, value in sorted(history, key=lambda point: (abs(point[0] - step), point[0]))[:NEAREST]]
+    return median(filter(math.isfinite, nearest)) if math.isfinite(nearest[0]) else math.nan

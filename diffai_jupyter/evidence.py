@@ -76,6 +76,11 @@ REASONS: Mapping[str, Reason] = {
             "Let it return a dict of numbers, such as {'accuracy': 0.91}.",
         ),
         Reason(
+            "NEEDS_SETTINGS",
+            "Nothing beside the weights states how this was set in training.",
+            "Put training_args.bin beside the weights.",
+        ),
+        Reason(
             "NEEDS_CONFIG",
             "Neither the weights nor a config.json beside them say this.",
             "Put a config.json that does beside the weights.",

@@ -83,7 +83,7 @@ def _batches(pair: Pair) -> Value:
     a, b = pair.a.training.batch, pair.b.training.batch
     for side in (a, b):
         if not side.is_known:
-            return unknown(side.reason or "NEEDS_CONFIG", side.detail)
+            return unknown(side.reason or "NEEDS_SETTINGS", side.detail)
     return _weaker(a, b, abs(math.log10(b.value / a.value)))
 
 

@@ -87,10 +87,10 @@ class Training:
     grad_norms: Value = field(default_factory=_no_optimizer)
     lr: Value = field(default_factory=_no_rate)
     schedule: Value = field(default_factory=_no_rate)
-    batch: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
+    batch: Value = field(default_factory=lambda: unknown("NEEDS_SETTINGS"))
     optimizer: Value = field(default_factory=_no_optimizer)
     progress: Value = field(default_factory=_no_step)
-    hyperparameters: Value = field(default_factory=lambda: unknown("NEEDS_CONFIG"))
+    hyperparameters: Value = field(default_factory=lambda: unknown("NEEDS_SETTINGS"))
 
 
 @dataclass(frozen=True, slots=True)

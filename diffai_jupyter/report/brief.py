@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffai_jupyter.contract.blocks import Block, Lines, Notice, Sentence, Severity
+from diffai_jupyter.contract.blocks import Block, Lines, Notice, Sentence, Severity, Table
 from diffai_jupyter.contract.report import Report
 from diffai_jupyter.report.summary import alarms, gate, headline
 from diffai_jupyter.wording import say
@@ -23,7 +23,8 @@ def brief(report: Report) -> tuple[Block, ...]:
     blocks += alarms(report)
     review = report.results.get(REVIEW)
     if review is not None:
-        blocks += [review.meaning, *(block for block in review.blocks if isinstance(block, Lines))]
+        key_changes = [block.lines for block in review.blocks if isinstance(block, (Lines, Table)) and block.lines]
+        blocks += [review.meaning, *(Lines(lines) for lines in key_changes[:1])]
     blocks.append(Lines(tuple(analysis.line(report.results[analysis.flag]) for analysis in asked)))
     return (*blocks, *_findings(report))
 

@@ -108,6 +108,7 @@ def test_the_short_form_stays_within_60_lines() -> None:
         assert len(text.splitlines()) <= 60
         assert text.count("The gate fails") == 2
         assert "anomaly_detection: type=nan_inf_values" in text
+        assert "NONFINITE: B has 1 NaN" in text
     assert compare(state(), state(), brief=True).to_text().count("\n") < 5
 
 

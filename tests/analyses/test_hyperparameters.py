@@ -39,7 +39,7 @@ def test_two_checkpoints_of_one_run(tmp_path: Path) -> None:
     impact = found["hyperparameter_impact"].values
     assert impact["lr_impact"].value == pytest.approx(abs(math.log10((1 - 200 / 400) / (1 - 100 / 400))))
     assert impact["convergence"].value == pytest.approx(0.5)
-    assert impact["batch_impact"].reason == "NEEDS_CONFIG"
+    assert impact["batch_impact"].reason == "NEEDS_SETTINGS"
     rates = known(found, "learning_rate_analysis")
     assert rates["current_lr"] == (pytest.approx(5e-4), "reported")
     assert rates["schedule"] == ("linear", "derived")

@@ -51,7 +51,7 @@ def _batch(graph: Graph, state: Any) -> dict[str, Any]:
     is_split = state.get("parallelism_config") is not None or graph.plain(state.get("auto_find_batch_size")) is True
     if not processes or devices is None or is_split:
         detail = f"{graph.name} gives {factors}; the number of devices that share the data is not known"
-        return {"batch": unknown("NEEDS_CONFIG", detail)}
+        return {"batch": unknown("NEEDS_SETTINGS", detail)}
     world = processes * max(1, devices)
     source = f"{graph.name}: {factors} x {plural(world, 'device')}"
     return known_fields(source, batch=per_device * accumulated * world)

@@ -56,7 +56,7 @@ def _batch(found: Mapping[str, int | float | str]) -> dict[str, Value]:
     if "ss_batch_size_per_device" in found:
         per_device = found["ss_batch_size_per_device"]
         detail = f"{_SOURCE} gives {per_device} per device; the number of devices is not stated"
-        return {"batch": unknown("NEEDS_CONFIG", detail)}
+        return {"batch": unknown("NEEDS_SETTINGS", detail)}
     return {}
 
 

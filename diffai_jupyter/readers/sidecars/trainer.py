@@ -48,7 +48,7 @@ def read_trainer(files: SidecarFolder) -> Training:
             f"{_NAME} gives {settings['train_batch_size']} per device; gradient accumulation and the "
             "number of devices are not stated"
         )
-        found["batch"] = unknown("NEEDS_CONFIG", detail)
+        found["batch"] = unknown("NEEDS_SETTINGS", detail)
     return Training(**found)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.arguments import parse
 from diffai_jupyter.contract.declaration import Analysis, Group
 from diffai_jupyter.evidence import REASONS, Evidence
 from diffai_jupyter.report.request import known_flags
@@ -24,6 +26,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+OF_OTHER_COMMANDS = ("repo", "body-file")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 SET_UP = (
@@ -157,10 +160,27 @@ def test_the_page_of_the_analyses_is_read_off_their_declarations(assert_written:
 
 
 def test_flags_in_code_exist() -> None:
-    code = "\n".join(re.findall(r"```(?:bash|python|console)\n(.+?)```", README, re.DOTALL))
-    used = set(re.findall(r"(?<=\s)--([a-z][a-z-]+)", code))
-    assert used
-    assert used <= set(known_flags())
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        calls = "\n".join(re.findall(r"^.*(?:diffai|^ +--).*$", "\n".join(code_of(text)), re.MULTILINE))
+        used = set(re.findall(r"(?<=\s)--([a-z][a-z-]+)", calls))
+        assert used <= {*known_flags(), *OF_OTHER_COMMANDS}, page
+        assert used or page != "README.md"
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"```(?:bash|python|console|yaml)\n(.+?)```", page, re.DOTALL)
+
+
+def test_the_recipe_asks_what_there_is() -> None:
+    page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    steps = yaml.safe_load(recipe)["jobs"]["review"]["steps"]
+    command = next(step["run"] for step in steps if step.get("id") == "compare")
+    words = shlex.split(command.split("diffai ", 1)[1].split(" > ")[0].replace("\\\n", " "))
+    call = parse(words)
+    assert [str(source).rpartition("/")[2] for source in call.sources] == ["model.safetensors"] * 2
+    assert call.request.settings["fail_on"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
 
 
 class Evidence(Enum):
@@ -239,6 +241,22 @@ def ladder(*rungs: Callable[[], Value]) -> Value:
     return unknown(first.reason, detail)
 
 
+def if_known(ask: Callable[[], Answer]) -> Answer | None:
+    """Return what a fact answers, or None where it cannot be known and nobody needs to hear why.
+
+    Examples
+    --------
+    >>> def no_log() -> float:
+    ...     raise Unknowable("NEEDS_LOSS")
+    >>> if_known(lambda: 0.5), if_known(no_log)
+    (0.5, None)
+    """
+    try:
+        return ask()
+    except Unknowable:
+        return None
+
+
 def _finite_or_unknown(value: Value) -> Value:
     """Turn a NaN result into an unknown: a NaN is no number to print."""
     if isinstance(value.value, float) and math.isnan(value.value):
@@ -254,6 +272,7 @@ __all__ = [
     "Value",
     "derived",
     "estimated",
+    "if_known",
     "ladder",
     "measured",
     "reported",

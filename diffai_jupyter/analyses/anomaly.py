@@ -29,16 +29,7 @@ from diffai_jupyter.analyses.shown.pictures import before_and_after
 from diffai_jupyter.contract.blocks import Align, Block, Column, Sentence, Severity, Table
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Finding, Result
-from diffai_jupyter.evidence import (
-    Evidence,
-    Unknowable,
-    Value,
-    derived,
-    estimated,
-    measured,
-    reported,
-    unknown,
-)
+from diffai_jupyter.evidence import Evidence, Value, derived, estimated, if_known, measured, reported, unknown
 from diffai_jupyter.facts.change.anomalies import NonFinite, Shift, nonfinite, shifts
 from diffai_jupyter.facts.change.changes import changes, layers
 from diffai_jupyter.facts.change.ranking import role_scores
@@ -189,10 +180,7 @@ def _explosion_hit(pair: Pair, thresholds: Thresholds) -> _Hit | None:
 
 
 def _vanishing_hit(pair: Pair, thresholds: Thresholds) -> _Hit | None:
-    try:
-        found = vanishing(pair, thresholds["vanish_ratio"])
-    except Unknowable:
-        return None
+    found = if_known(lambda: vanishing(pair, thresholds["vanish_ratio"]))
     if found is None:
         return None
     said: dict[str, object] = {"ratio": write_number(found.ratio), "names": some(found.layers, 3)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from diffai_jupyter.contract.blocks import (
     Align,
@@ -20,7 +21,7 @@ from diffai_jupyter.contract.blocks import (
 )
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Finding, Result
-from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, ladder, measured, unknown
+from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, if_known, ladder, measured, unknown
 from diffai_jupyter.facts.change.update_type import Kind, update_type
 from diffai_jupyter.facts.weights.efficiency import Share, Spectrum, spectrum
 from diffai_jupyter.facts.weights.stored import A, B
@@ -135,23 +136,9 @@ def _source(pair: Pair, side: int) -> str:
     return f"magnitudes of {len(matrices)} matrices, {sampled} of them sampled" if sampled else "all magnitudes"
 
 
-def _side(pair: Pair, side: int) -> Spectrum | None:
-    try:
-        return spectrum(pair, side)
-    except Unknowable:
-        return None
-
-
-def _usage(pair: Pair, side: int) -> Usage | None:
-    try:
-        return usage(pair, side)
-    except Unknowable:
-        return None
-
-
 def _meaning(pair: Pair, values: dict[str, Value], energy: float) -> Sentence:
     potential, useful = values["pruning_potential"], values["utilization"]
-    of_a = _side(pair, A)
+    of_a = if_known(lambda: spectrum(pair, A))
     said: dict[str, object] = {
         "p": potential.value,
         "a": of_a.potential(energy).value if of_a is not None else None,
@@ -176,14 +163,14 @@ def _assumptions(pair: Pair) -> tuple[str, ...]:
     said = []
     if update_type(pair).kind is Kind.QUANTIZED:
         said.append("B is a quantized copy: what rounding made zero counts as zero, energy is that of its own values")
-    known = [found for side in (A, B) if (found := _side(pair, side)) is not None]
+    known = [found for side in (A, B) if (found := if_known(partial(spectrum, pair, side))) is not None]
     if any(matrix.scale > 1 for found in known for matrix in found.matrices):
         said.append("matrices above 262,144 elements are sampled; intervals hold 95 % of the sampling error")
     return tuple(said)
 
 
 def _findings(pair: Pair, limit: float) -> tuple[Finding, ...]:
-    found = _usage(pair, B)
+    found = if_known(lambda: usage(pair, B))
     if found is None:
         return ()
     findings = []
@@ -205,9 +192,9 @@ def _findings(pair: Pair, limit: float) -> tuple[Finding, ...]:
 
 
 def _blocks(pair: Pair, energy: float) -> tuple[Block, ...]:
-    a, b = _side(pair, A), _side(pair, B)
+    a, b = if_known(lambda: spectrum(pair, A)), if_known(lambda: spectrum(pair, B))
     blocks: list[Block] = []
-    uses = _usage(pair, A), _usage(pair, B)
+    uses = if_known(lambda: usage(pair, A)), if_known(lambda: usage(pair, B))
     if any(use is not None for use in uses):
         blocks.append(_useless_table(*uses))
     if a is not None or b is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from diffai_jupyter.contract.blocks import Align, Block, Column, Curve, Mark, Sentence, Series, Table
 from diffai_jupyter.contract.declaration import TEXT, Field, Group, Reads, Thresholds, analysis
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, ladder, unknown
+from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, if_known, ladder, unknown
 from diffai_jupyter.facts.training.hyperparameters import (
-    RateBound,
     Setting,
     current_rate,
     fitted_schedule,
@@ -245,7 +243,7 @@ def _groups(pair: Pair) -> Table | None:
 
 
 def _bound(pair: Pair) -> Table | None:
-    found = _known(lambda: rate_bound(pair))
+    found = if_known(lambda: rate_bound(pair))
     if found is None:
         return None
     return Table(
@@ -257,13 +255,6 @@ def _bound(pair: Pair) -> Table | None:
         ),
         note=f"Over {found.steps} steps of Adam; {found.assumption}.",
     )
-
-
-def _known(ask: Callable[[], RateBound]) -> RateBound | None:
-    try:
-        return ask()
-    except Unknowable:
-        return None
 
 
 def _curve(pair: Pair, values: dict[str, Value]) -> Series | None:

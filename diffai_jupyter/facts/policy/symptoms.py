@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from diffai_jupyter.evidence import Unknowable, Value, derived, estimated, measured, reported
+from diffai_jupyter.evidence import Unknowable, Value, derived, estimated, if_known, measured, reported
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.anomalies import Shift, shifts
 from diffai_jupyter.facts.change.changes import TensorChange, changes, layers, stored_dtype
@@ -169,10 +169,7 @@ def gradient_hit(pair: Pair, limits: Limits) -> Hit | None:
         said = {"sign": sign.sign.value, "times": sign.times}
         size = ", by a factor of {times:.3g}" if math.isfinite(sign.times) else ""
         return Hit("GRAD", _sign_value(pair, sign), "Gradients exploded: {sign}" + size + ".", said)
-    try:
-        fading = vanishing(pair, limits.vanish_ratio)
-    except Unknowable:
-        return None
+    fading = if_known(lambda: vanishing(pair, limits.vanish_ratio))
     if fading is None:
         return None
     said = {"ratio": fading.ratio, "limit": limits.vanish_ratio}

@@ -6,22 +6,19 @@ References: Pascanu, Mikolov & Bengio 2013; Glorot & Bengio 2010.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import takewhile
 from statistics import median
-from typing import TypeVar
 
 from diffai_jupyter.checkpoint.model import History
-from diffai_jupyter.evidence import Unknowable
+from diffai_jupyter.evidence import Unknowable, if_known
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.training.gradients import Gradient, Source, gradients
 from diffai_jupyter.facts.training.moments import Moments, betas_of, moments_a, moments_b, start_up
 from diffai_jupyter.facts.training.runs import window
 from diffai_jupyter.scan.pair import Pair
-
-Answer = TypeVar("Answer")
 
 LEAST_LOGS = 3
 FIRST_SHARE, FIRST_LOGS = 0.1, 5
@@ -296,24 +293,17 @@ def explosions(pair: Pair, least: float, record: float, outlier: float) -> tuple
         Least factor of one matrix over the median matrix.
     """
     found = []
-    logged = _or_none(spike, pair)
+    logged = if_known(lambda: spike(pair))
     if logged is not None and logged.nonfinite:
         found.append(Explosion(Sign.NONFINITE, math.inf, None))
     elif logged is not None and logged.times >= least and logged.record >= record:
         found.append(Explosion(Sign.SPIKE, logged.times, None))
-    grown = _or_none(growth, pair)
+    grown = if_known(lambda: growth(pair))
     if grown is not None and grown.times >= least:
         layers = tuple(layer for layer, times in grown.layers if times >= least)
         found.append(Explosion(Sign.GROWTH, grown.times, layers))
-    apart = [one for one in _or_none(outliers, pair) or () if one.times >= outlier]
+    apart = [one for one in if_known(lambda: outliers(pair)) or () if one.times >= outlier]
     if apart and gradients(pair).source is not Source.DISPLACEMENT:
         layers = tuple(dict.fromkeys(one.layer for one in apart))
         found.append(Explosion(Sign.OUTLIER, max(one.times for one in apart), layers))
     return tuple(found)
-
-
-def _or_none(ask: Callable[[Pair], Answer], pair: Pair) -> Answer | None:
-    try:
-        return ask(pair)
-    except Unknowable:
-        return None

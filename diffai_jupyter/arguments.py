@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.contract.declaration import Group
 from diffai_jupyter.errors import ArgumentError
 from diffai_jupyter.options import OPTIONS, PATH_FLAGS, Kind, Layer, Live, Option, Request
@@ -108,11 +108,9 @@ def parse(tokens: Sequence[str | Live], below: Iterable[Layer] = ()) -> Call:
 
 def help_text() -> str:
     """Return the help text, the same for the magic and the command line."""
-    parts = [EXAMPLES, INTRODUCTION, "Analyses\n" + _entry(f"--{ALL}", "Run every analysis that is built.")]
+    parts = [EXAMPLES, INTRODUCTION, "Analyses\n" + _entry(f"--{ALL}", "Run every analysis.")]
     for group in Group:
-        built = {flag: a.summary for flag, a in all_analyses().items() if a.group is group}
-        waiting = {flag: f"{text} (Not built yet.)" for flag, (g, text) in PENDING.items() if g is group}
-        entries = [_analysis_entry(flag, text) for flag, text in (built | waiting).items()]
+        entries = [_analysis_entry(flag, a.summary) for flag, a in all_analyses().items() if a.group is group]
         if entries:
             parts.append(f"{group.value}\n{''.join(entries)}")
     others = [_option_entry(option) for option in OPTIONS.values()]

@@ -87,6 +87,7 @@ REASONS: Mapping[str, Reason] = {
             "Neither the weights nor a config.json beside them say this.",
             "Put a config.json that does beside the weights.",
         ),
+        Reason("NEEDS_PROBE", "It depends on the text that runs through the network, not on the weights alone."),
         Reason("NEEDS_BASE", "An adapter alone has no base weights to relate to."),
         Reason("NO_TARGET", "There is no such layer in these checkpoints."),
         Reason("NO_COMMON", "No tensor of A has a partner in B."),
@@ -102,7 +103,6 @@ REASONS: Mapping[str, Reason] = {
         Reason("INTERRUPTED", "The run was interrupted."),
         Reason("NOT_READ", "Only headers were read.", "Ask for an analysis that reads values, or for none."),
         Reason("NOT_COUNTED", "The factors of an adapter do not tell how many elements of their product changed."),
-        Reason("NOT_BUILT", "This part of the tool is not built yet."),
     )
 }
 

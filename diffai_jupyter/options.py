@@ -130,6 +130,9 @@ OPTIONS: Mapping[str, Option] = {
         Option("device", "generic", Kind.TEXT, "Hardware profile, or FLOPS,BYTES_PER_SECOND[,SECONDS_PER_OP]."),
         Option("report_type", "comprehensive", Kind.CHOICE, "Kind of --generate-report.", REPORT_TYPES),
         Option("fail_on", None, Kind.TEXT, "Fail when one of these conditions holds: KEY>=VALUE, …"),
+        Option("align", False, Kind.FLAG, "Put the hidden units of B into the order of A's before comparing."),
+        Option("spectral", False, Kind.FLAG, "Fit power laws to the spectra of the matrices (with --change-summary)."),
+        Option("timings", False, Kind.FLAG, "Show how long each stage took."),
         Option("workers", None, Kind.INTEGER, "Read with N workers (default: chosen).", low=1),
         Option("set", (), Kind.PAIRS, "Set the threshold KEY (FLAG.KEY where KEY alone is not unique)."),
     )
@@ -141,9 +144,7 @@ PATH_FLAGS: Mapping[str, str] = {
 }
 """Flags of analyses that take ``=PATH``, and what is written there, for the help text."""
 
-LATER = (
-    *("align", "base", "executor", "lang", "panel", "spectral", "time-budget", "timings"),
-)
+LATER = ("base", "executor", "lang", "panel", "time-budget")
 """Flags that are planned but not built yet."""
 
 Layer = tuple[str, Mapping[str, object]]

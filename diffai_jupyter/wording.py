@@ -17,6 +17,7 @@ UNKNOWN = "unknown"
 
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _FIXED_DECIMALS = re.compile(r"\{:[^}]*\.(\d+)f\}")
+_TWO_FORMS = re.compile(r"(?P<form>.+); below (?P<limit>[\d.]+): (?P<small>.+)")
 
 
 class Name(str):
@@ -98,7 +99,8 @@ def write_value(value: object, form: str = "{}", allow_infinite: bool = False) -
     """Write one value the way the fixed output lines do.
 
     Fixed decimals are kept while they lose at most 0.1 % of the value; forms with one or two
-    decimals also as long as they show two significant digits. Otherwise ``%.4e`` is written.
+    decimals also as long as they show two significant digits. Otherwise ``%.4e`` is written, unless the form
+    says itself how small values are written, as in ``{:.1f}%; below 0.1: {:.3g}%``.
 
     Examples
     --------
@@ -108,6 +110,8 @@ def write_value(value: object, form: str = "{}", allow_infinite: bool = False) -
     ('50→24', 'unknown→24', 'unknown', 'true')
     >>> write_value(float("inf"), "{:.2f}x"), write_value(None, "{} layers")
     ('unknown', 'unknown')
+    >>> [write_value(value, "{:.1f}%; below 0.1: {:.3g}%") for value in (9.63, 0.53, 0.0123, 0.0)]
+    ['9.6%', '0.5%', '0.0123%', '0.0%']
     """
     if isinstance(value, tuple):
         if all(side is None for side in value):
@@ -121,6 +125,8 @@ def write_value(value: object, form: str = "{}", allow_infinite: bool = False) -
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, (int, float)) and not math.isfinite(value):
         return "inf" if allow_infinite and value > 0 else UNKNOWN
+    if (two := _TWO_FORMS.fullmatch(form)) and isinstance(value, (int, float)):
+        return (two["small"] if 0 < abs(value) < float(two["limit"]) else two["form"]).format(value)
     decimals = _FIXED_DECIMALS.search(form)
     if decimals and isinstance(value, (int, float)) and _loses_digits(float(value), int(decimals.group(1))):
         return _FIXED_DECIMALS.sub("{:+.4e}" if ":+" in form else "{:.4e}", form).format(value)

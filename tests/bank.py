@@ -11,10 +11,10 @@ import numpy as np
 from builders import to_codes, transformer
 from optimizer_states import adam
 
-from diffai_jupyter.checkpoint.dtypes import DTYPES, dtype_of
+from diffai_jupyter.checkpoint.dtypes import DTYPES, Array, dtype_of, quantized
 from diffai_jupyter.checkpoint.model import Checkpoint, Training
 from diffai_jupyter.checkpoint.optimizer import OptimizerState
-from diffai_jupyter.checkpoint.tensor import ArrayTensor
+from diffai_jupyter.checkpoint.tensor import ArrayTensor, Span
 from diffai_jupyter.evidence import reported
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
@@ -72,6 +72,11 @@ def _nonfinite_twice() -> Sides:
     return state, dict(state)
 
 
+def _wide() -> State:
+    draw = np.random.default_rng(2)
+    return {f"layers.{i}.weight": draw.normal(size=(72, 80)).astype("f4") for i in range(2)}
+
+
 def _nothing() -> Sides:
     draw = np.random.default_rng(1)
     shapes = {"conv1.weight": (16, 3, 3, 3), "conv2.weight": (32, 16, 3, 3), "fc.weight": (10, 32)}
@@ -92,6 +97,47 @@ def _buffers() -> Sides:
 def _retyped() -> Sides:
     state = network()
     return state, {**state, **codes_of("bf16", {UP: state[UP]})}
+
+
+class EightBits(ArrayTensor):
+    """A matrix of int8 codes with one scale for all, 1 / 64."""
+
+    def codes(self, rows: Span, cols: Span) -> None:
+        return None
+
+    def read(self, rows: Span, cols: Span) -> Array:
+        return self.array[slice(*rows), slice(*cols)] / np.float32(64)
+
+
+def _quantized() -> Sides:
+    state, kind = network(), quantized("int8", "int8 with one scale", 8)
+    codes = {name: np.rint(64 * v).clip(-127, 127).astype("i1") for name, v in state.items() if v.ndim == 2}
+    return state, {**state, **{name: EightBits(values, kind, (name,)) for name, values in codes.items()}}
+
+
+def _relative_bias() -> Sides:
+    """Return an encoder and a decoder with a learned bias by distance, whose columns tell how many heads there are."""
+    draw, shapes = np.random.default_rng(9), {"shared.weight": (64, 32)}
+    for side, layers in (("encoder", ("SelfAttention",)), ("decoder", ("SelfAttention", "EncDecAttention"))):
+        for i in range(2):
+            block = f"{side}.block.{i}.layer."
+            for j, layer in enumerate(layers):
+                shapes |= {f"{block}{j}.{layer}.{part}.weight": (32, 32) for part in "qkvo"}
+                shapes[f"{block}{j}.layer_norm.weight"] = (32,)
+            shapes[f"{block}{len(layers)}.DenseReluDense.wi.weight"] = (48, 32)
+            shapes[f"{block}{len(layers)}.DenseReluDense.wo.weight"] = (32, 48)
+        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (16, 4)
+    state = {name: draw.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    return state, noised(state, 0.05)
+
+
+def _grouped() -> Sides:
+    """Return tables whose tokens lie in three groups, of which some change theirs."""
+    draw, groups = np.random.default_rng(7), np.arange(64) % 3
+    centers, noise = draw.normal(size=(3, 48)), 0.7 * draw.normal(size=(64, 48))
+    tables = (centers[those] + noise for those in (groups, np.where(np.arange(64) < 5, 0, groups)))
+    a, b = ({**network(), "model.embed_tokens.weight": table.astype("f4")} for table in tables)
+    return a, b
 
 
 def _grown() -> Sides:
@@ -146,6 +192,7 @@ def _one_shifted() -> Sides:
 BANK: Mapping[str, Callable[[], Sides]] = {
     "equal": lambda: (network(), network()),
     "moved": lambda: (network(), noised(network(), 0.01)),
+    "spectra asked for": lambda: (_wide(), noised(_wide(), 0.01)),
     "moved more": lambda: (network(), noised(network(), 3.0)),
     "nothing in common": _nothing,
     "nan and inf in B": _nonfinite,
@@ -157,10 +204,14 @@ BANK: Mapping[str, Callable[[], Sides]] = {
     "bf16": lambda: _in_dtype("bf16"),
     "int8 buffers only": _buffers,
     "retyped": _retyped,
+    "quantized": _quantized,
     "A empty": lambda: ({}, network()),
     "B empty": lambda: (network(), {}),
     "both empty": lambda: ({}, {}),
     "vocabulary grown": _grown,
+    "tokens in groups": _grouped,
+    "relative bias": _relative_bias,
+    "heads stated": lambda: (network(), noised(network(), 0.1)),
     "renamed": _renamed,
     "hostile names": _hostile,
     "low rank": _low_rank,
@@ -213,11 +264,24 @@ OPTIMIZERS: Mapping[str, Callable[[], OptimizerState]] = {"optimizer kept": _kep
 """Name to the state of the optimizer of B, for those that have one."""
 
 
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "heads stated": {
+        "num_attention_heads": 6, "num_key_value_heads": 6, "alibi": True, "architectures": ["OwnForCausalLM"],
+        "max_position_embeddings": 64,
+    },
+}  # fmt: skip
+"""Name to the configuration of both, for those that have one."""
+
+SPECTRAL = frozenset({"spectra asked for"})
+"""Pairs that are compared with ``--spectral``."""
+
+
 def pair_from(
-    sides: Sides, logs: tuple[Training, ...] = (Training(), Training()), kept: OptimizerState | None = None
-) -> Pair:
+    sides: Sides, logs: tuple[Training, ...] = (Training(), Training()), kept: OptimizerState | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Pair:  # fmt: skip
     """Pair two states whose values are arrays or tensors."""
-    a, b = (_opened(side, log) for side, log in zip(sides, logs, strict=True))
+    a, b = (replace(_opened(side, log), config=config or {}) for side, log in zip(sides, logs, strict=True))
     return pair_checkpoints(a, replace(b, optimizer_state=kept))
 
 
@@ -225,7 +289,9 @@ def pair_from(
 def pair_called(name: str) -> Pair:
     """Return a pair of the bank, made once: the facts that one test asks for serve the next."""
     logs = LOGS.get(name, (Training(), Training()))
-    return pair_from(BANK[name](), logs, OPTIMIZERS[name]() if name in OPTIMIZERS else None)
+    pair = pair_from(BANK[name](), logs, OPTIMIZERS[name]() if name in OPTIMIZERS else None, CONFIGS.get(name))
+    pair.is_spectral = name in SPECTRAL
+    return pair
 
 
 def _opened(state: State, log: Training) -> Checkpoint:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.arguments import Asked, help_text, is_silenced, parse, split
 from diffai_jupyter.errors import ArgumentError, SettingError
 from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS, Live
@@ -80,14 +80,9 @@ def test_the_short_form_is_the_long_form(typed):
     assert words_of(f"a b {typed}").request.settings["output"] == "json"
 
 
-def test_all_is_every_built_analysis():
+def test_all_is_every_analysis():
     analyses = words_of("a b --all").request.analyses
     assert sorted(analyses) == sorted(all_analyses())
-
-
-def test_a_pending_analysis_is_accepted():
-    for flag in PENDING:
-        assert words_of(f"a b --{flag}").request.analyses == (flag,)
 
 
 @pytest.mark.parametrize("flag", PATH_FLAGS)
@@ -144,7 +139,7 @@ def test_the_last_of_two_values_counts_and_set_adds_up(monkeypatch):
         ),
         ("a b --brief=1", "The flag --brief takes no value. Got --brief=1."),
         ("a b --change-summary=1", "The flag --change-summary takes no value. Got --change-summary=1."),
-        ("a b --align", "The flag --align is not built yet; leave it out."),
+        ("a b --panel", "The flag --panel is not built yet; leave it out."),
         ("a b --x\x1b[31m", "Unknown flag --x\\u001b[31m."),
     ],
 )
@@ -217,7 +212,7 @@ def test_the_help_begins_with_four_examples_that_parse():
 
 def test_the_help_names_every_flag_once_with_its_first_line():
     text = help_text()
-    for flag in ("all", *all_analyses(), *PENDING, *(option.flag for option in OPTIONS.values())):
+    for flag in ("all", *all_analyses(), *(option.flag for option in OPTIONS.values())):
         assert len(re.findall(rf"^  (?:-\w, )?--{flag}(?=[ \[\n])", text, re.MULTILINE)) == 1, flag
     flat = " ".join(text.split())
     for declaration in all_analyses().values():

@@ -11,36 +11,22 @@ from typing import Any
 
 from diffai_jupyter.contract.declaration import Analysis, Group, Threshold
 
-PENDING: Mapping[str, tuple[Group, str]] = MappingProxyType(
-    {
-        "embedding-analysis": (Group.ADVANCED, "Measure drift of the token embedding."),
-        "similarity-matrix": (Group.ADVANCED, "Compare layers with layers."),
-        "clustering-change": (Group.ADVANCED, "Compare the clusters of embeddings."),
-        "attention-analysis": (Group.ADVANCED, "Compare attention heads by their score circuits."),
-        "head-importance": (Group.ADVANCED, "Rank attention heads within their layer."),
-        "attention-pattern-diff": (Group.ADVANCED, "Compare attention patterns."),
-        "quantization-analysis": (Group.ADDITIONAL, "Measure the error and gain of quantization."),
-    }
-)
-"""Flags that are promised and not built yet: accepted, reported as pending, never imitated."""
-
 
 @functools.cache
 def all_analyses() -> Mapping[str, Analysis[Any]]:
-    """Return every built analysis by flag, in the order of the groups and of the flags in them.
+    """Return every analysis by flag, in the order of the groups and of the flags in them.
 
     Raises
     ------
     TypeError
-        If two modules declare the same flag, or one that is also pending, or if a shared threshold is
-        declared in two ways.
+        If two modules declare the same flag, or if a shared threshold is declared in two ways.
     """
     found: dict[str, Analysis[Any]] = {}
     for module in pkgutil.iter_modules(__path__):
         for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if not isinstance(value, Analysis) or value in found.values():
                 continue
-            if value.flag in found or value.flag in PENDING:
+            if value.flag in found:
                 msg = f"--{value.flag} is declared twice"
                 raise TypeError(msg)
             found[value.flag] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffai_jupyter.contract.blocks import Mark, Matrix, Sentence
+from diffai_jupyter.contract.blocks import Chart, Flow, Mark, Matrix, Sentence
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Thresholds, analysis
 from diffai_jupyter.contract.report import Draft
 from diffai_jupyter.contract.result import Result
@@ -77,10 +77,11 @@ def include_charts(draft: Draft, thresholds: Thresholds) -> Result:
     """Draw charts and count what is drawn.
 
     Charts come on at most four sheets. Distributions are drawn from a sample of at most 262,144
-    elements a tensor, which the axis states.
+    elements a tensor, which the axis states. A flow diagram has no mark type of the list: its bands count
+    as points, and it is named in the sentence.
     """
     charts = draft.document.charts()
-    drawn = {"heatmap" if isinstance(chart, Matrix) else chart.mark.value for chart in charts}
+    drawn = {_mark_of(chart) for chart in charts}
     points = sum(chart.points for chart in charts)
     complexity = "low" if points < LOW_POINTS else "medium" if points <= MEDIUM_POINTS else "high"
     values = {
@@ -88,9 +89,17 @@ def include_charts(draft: Draft, thresholds: Thresholds) -> Result:
         "data_points": measured(points, "the charts drawn"),
         "complexity": derived(complexity, "the limits of 500 and 5,000 points"),
     }
+    flows = sum(isinstance(chart, Flow) for chart in charts)
+    told = "{n} charts with {points} points are drawn" + (", {flows} of them a flow diagram." if flows else ".")
     meaning = (
-        Sentence("{n} charts with {points} points are drawn.", {"n": len(charts), "points": points})
+        Sentence(told, {"n": len(charts), "points": points, "flows": flows})
         if charts
         else Sentence("Nothing changed that a chart could show.")
     )
     return Result(values, meaning)
+
+
+def _mark_of(chart: Chart) -> str:
+    if isinstance(chart, Flow):
+        return "flow"
+    return "heatmap" if isinstance(chart, Matrix) else chart.mark.value

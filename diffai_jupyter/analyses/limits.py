@@ -47,6 +47,15 @@ BYTES_GROWTH = Threshold("bytes_growth", 0.20, 1e-6, 1e6, "relative growth", "po
 LATENCY_GROWTH = Threshold(
     "latency_growth", 0.20, 1e-6, 1e6, "relative growth", "policy, for predicted latency", is_shared=True
 )
+SQNR_POOR = Threshold(
+    "sqnr_poor", 12.0, 0.0, 200.0, "dB", "3-bit rounding: 12.9 dB, perplexity +11 %", is_shared=True
+)
+SQNR_FAIR = Threshold(
+    "sqnr_fair", 18.0, 0.0, 200.0, "dB", "4-bit rounding: 20.3 dB, perplexity +2 %", is_shared=True
+)
+SQNR_FAITHFUL = Threshold(
+    "sqnr_faithful", 40.0, 0.0, 200.0, "dB", "8-bit rounding: 45.5 dB, perplexity +0.0 %", is_shared=True
+)
 
 LIMITS = (
     CRITICAL_DEGRADATION,
@@ -54,9 +63,9 @@ LIMITS = (
     BYTES_GROWTH,
     LATENCY_GROWTH,
     MEMORY_LIMIT,
-    Threshold("sqnr_poor", 12.0, 0.0, 200.0, "dB", "3-bit rounding: 12.9 dB, perplexity +11 %", is_shared=True),
-    Threshold("sqnr_fair", 18.0, 0.0, 200.0, "dB", "4-bit rounding: 20.3 dB, perplexity +2 %", is_shared=True),
-    Threshold("sqnr_faithful", 40.0, 0.0, 200.0, "dB", "8-bit rounding: 45.5 dB, perplexity +0.0 %", is_shared=True),
+    SQNR_POOR,
+    SQNR_FAIR,
+    SQNR_FAITHFUL,
     PSI,
     STD_RATIO,
     SPECTRAL_GROWTH,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
+from diffai_jupyter.facts.alignment.alignment import alignment_made
 from diffai_jupyter.facts.change.anomalies import LEAST_ELEMENTS
 from diffai_jupyter.facts.change.changes import LayerChange, Status, TensorChange, changes, layers
 from diffai_jupyter.facts.change.lineage import INDEPENDENT, SHARED, lineage
 from diffai_jupyter.facts.change.permutation import permutation
-from diffai_jupyter.facts.change.spectra import update_ranks
+from diffai_jupyter.facts.change.spectra import largest_changes, update_ranks
 from diffai_jupyter.facts.change.update_type import (
     Kind,
     frozen_prefix,
@@ -116,10 +117,13 @@ def _place(holds: bool, moved: list[TensorChange]) -> str:
 def _low_rank(pair: Pair, kind: Kind) -> str:
     if kind in (Kind.PERMUTED, Kind.ZEROED, Kind.QUANTIZED, Kind.CAST):
         return ""
+    if all(change.tensor.part.role == "adapter" for change in largest_changes(pair)):
+        # Of two adapters the difference is low-rank by construction, which tells nothing.
+        return ""
     ranks = update_ranks(pair)
     if not is_low_rank(ranks):
         return ""
-    known = sorted(rank.rank for rank in ranks if rank.rank is not None)
+    known = sorted(rank.rank for rank in ranks if rank.is_low and rank.rank is not None)
     span = f"{known[0]}" if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
     return f"rank {span} in {len(known)} of {len(ranks)} changed matrices that were looked at"
 
@@ -144,6 +148,9 @@ def _pruned(moved: list[TensorChange]) -> str:
 
 
 def _permuted(pair: Pair, moved: list[TensorChange]) -> str:
+    made = alignment_made(pair)
+    if made is not None and made.moved:
+        return f"{made.moved} of {plural(made.units, 'hidden unit or head', 'hidden units and heads')} put in A's order"
     names = permutation(pair).tensors if moved else ()
     return f"{plural(len(names), 'tensor')} with rows or columns of A in another order" if names else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -105,11 +105,14 @@ class Tokenizer:
         Entries of its vocabulary, added tokens included.
     files : tuple of str
         The files that were read.
+    words : callable
+        Reads the tokens by id, as they are stored, for those who ask; empty where the files do not tell.
     """
 
     digest: str
     size: int | None
     files: tuple[str, ...]
+    words: Callable[[], Mapping[int, str]] = field(default=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class Checkpoint:
         Tensor names that an index promises and no file holds.
     live : object, optional
         The object in memory that was given, if it was one.
+    words : callable
+        Reads the tokens by row out of the files of the weights; empty where these list none.
     """
 
     source: str
@@ -156,6 +161,7 @@ class Checkpoint:
     notes: tuple[Note, ...] = ()
     missing: tuple[str, ...] = ()
     live: object | None = None
+    words: Callable[[], Mapping[int, str]] = field(default=dict, repr=False)
 
     @cached_property
     def repeated(self) -> frozenset[str]:

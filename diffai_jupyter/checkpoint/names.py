@@ -57,12 +57,12 @@ _NORM = re.compile(
 _ROLE_NAMES: Mapping[str, str] = {
     "router": "mlp.gate|block_sparse_moe.gate|mlp.router|ffn_gate_inp|moe.gate",
     "gate_up": "gate_up_proj",
-    "qkv": "c_attn|qkv_proj|query_key_value|Wqkv|in_proj|qkv|qkv_lin|attn_qkv",
-    "q": "q_proj|query|query_proj|q_lin|wq|to_q|SelfAttention.q|EncDecAttention.q|attn_q",
-    "k": "k_proj|key|key_proj|k_lin|wk|to_k|SelfAttention.k|EncDecAttention.k|attn_k",
-    "v": "v_proj|value|value_proj|v_lin|wv|to_v|SelfAttention.v|EncDecAttention.v|attn_v",
+    "qkv": "c_attn|qkv_proj|query_key_value|Wqkv|wqkv|in_proj|qkv|qkv_lin|attn_qkv",
+    "q": "q_proj|query|query_proj|q_lin|wq|to_q|SelfAttention.q|EncDecAttention.q|attn_q|cross_attn_q",
+    "k": "k_proj|key|key_proj|k_lin|wk|to_k|SelfAttention.k|EncDecAttention.k|attn_k|cross_attn_k",
+    "v": "v_proj|value|value_proj|v_lin|wv|to_v|SelfAttention.v|EncDecAttention.v|attn_v|cross_attn_v",
     "o": "o_proj|attn.c_proj|attention.output.dense|attention.dense|self_attention.dense|out_proj|out_lin"
-    "|attention.wo|to_out.*|SelfAttention.o|EncDecAttention.o|attn_output",
+    "|attention.wo|to_out.*|SelfAttention.o|EncDecAttention.o|attn_output|attn_o|cross_attn_o",
     "gate": "gate_proj|feed_forward.w1|mlp.w1|experts.*.w1|ffn_gate|ffn_gate_exps",
     "up": "up_proj|feed_forward.w3|mlp.w3|experts.*.w3|fc1|mlp.c_fc|c_fc|intermediate.dense|dense_h_to_4h|ffn.lin1"
     "|wi_0|wi_1|wi|ffn_up|ffn_up_exps",
@@ -80,17 +80,24 @@ _BLOCKS = re.compile(
 _OUTER_NOISE = ("transformer", "encoder.layer", "gpt_neox", "backbone", "bert", "roberta")
 _TOP_NOISE = re.compile(r"^(?:transformer|gpt_neox|backbone|language_model|bert|roberta)\.")
 _EXPERT = re.compile(r"experts?\.(\d+)\.")
-_CROSS = re.compile(r"cross_?attn|encoder_attn|EncDecAttention|crossattention")
+CROSS = re.compile(r"cross_?att|encoder_attn|EncDecAttention|encoder_decoder_attention|x_attn")
+"""Attention whose keys and values come from another sequence."""
 
-_BLOCK_NORMS: Mapping[str, str] = {
+QUERY_NORMS, KEY_NORMS = (
+    f"{part}_norm|{part}_layernorm|{word}_layernorm|norm_{part}|attn_{part}_norm"
+    for part, word in (("q", "query"), ("k", "key"))
+)
+"""Norms of queries and of keys."""
+BLOCK_NORMS: Mapping[str, str] = {
     "attn": r"input_layernorm|attention_norm|attn_norm|ln_1|ln1|norm1|ln_attn",
     "ffn": r"pre_feedforward_layernorm|post_attention_layernorm|ffn_norm|ln_2|ln2|norm2|ln_mlp",
     "attn_post": r"post_attention_norm",
     "ffn_post": r"post_feedforward_layernorm|post_ffw_norm",
-    "q": r"(?:self_attn\.)?(?:q_norm|q_layernorm|attn_q_norm)",
-    "k": r"(?:self_attn\.)?(?:k_norm|k_layernorm|attn_k_norm)",
+    "q": rf"(?:self_attn\.)?(?:{QUERY_NORMS})",
+    "k": rf"(?:self_attn\.)?(?:{KEY_NORMS})",
 }
-_NORM_PLACES = tuple((place, re.compile(f"(?:{names})$")) for place, names in _BLOCK_NORMS.items())
+"""Norms of a block by their place."""
+_NORM_PLACES = tuple((place, re.compile(f"(?:{names})$")) for place, names in BLOCK_NORMS.items())
 _FINAL_NORM = re.compile(r"(?:norm|ln_f|final_layer_norm|final_layernorm|output_norm)$")
 
 
@@ -208,7 +215,7 @@ def canonical_name(bare: str, role: str, has_outer_norms: bool = False) -> str:
         return plain
     outer = found["outer"]
     outer = "" if not outer or outer in _OUTER_NOISE else outer + "."
-    cross = "cross." if _CROSS.search(inner) else ""
+    cross = "cross." if CROSS.search(inner) else ""
     expert = _EXPERT.search(inner)
     which = f"expert.{expert[1]}." if expert else ""
     # torch's fused attention keeps its kind in one word: in_proj_weight.

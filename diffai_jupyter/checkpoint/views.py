@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Array, Dtype
 from diffai_jupyter.checkpoint.tensor import Span, Tensor
@@ -314,3 +315,42 @@ def _flat(read: Read, run: Span, n_cols: int) -> Array | None:
         return read((top, bottom), (start, stop))
     whole = read((top, bottom), (0, n_cols))
     return None if whole is None else whole.reshape(-1)[start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class Reordered(View):
+    """Rows and columns of a grid in another order.
+
+    Parameters
+    ----------
+    base : Tensor
+        Any tensor.
+    rows, cols : ndarray of int64, optional
+        For each row or column of this view the one of the base; None keeps their order.
+    """
+
+    base: Tensor
+    rows: NDArray[np.int64] | None = None
+    cols: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Logical shape."""
+        return self.base.shape
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.base.grid
+
+    def _taken(self, read: Read, rows: Span, cols: Span) -> Array | None:
+        span = cols if self.cols is None else (0, self.grid[1])
+        lines = np.arange(*rows) if self.rows is None else self.rows[slice(*rows)]
+        found = []
+        for run in np.split(lines, np.flatnonzero(np.diff(lines) != 1) + 1):
+            piece = read((int(run[0]), int(run[-1]) + 1), span)
+            if piece is None:
+                return None
+            found.append(piece)
+        block = np.concatenate(found) if len(found) > 1 else found[0]
+        return block if self.cols is None else np.ascontiguousarray(block[:, self.cols[slice(*cols)]])

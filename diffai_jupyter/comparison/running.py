@@ -10,6 +10,7 @@ from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.comparison.folders import FolderComparison
 from diffai_jupyter.comparison.single import Comparison
 from diffai_jupyter.errors import ArgumentError, DiffaiError
+from diffai_jupyter.facts.alignment.alignment import aligned
 from diffai_jupyter.options import Request
 from diffai_jupyter.readers import local_folder, open_checkpoint, release
 from diffai_jupyter.readers.given import Given, given_by
@@ -46,15 +47,17 @@ def run_comparison(
         If a checkpoint cannot be read.
     """
     given = given_by(request.settings)
+    run = Run(workers=request.settings["workers"], tick=tick)
     try:
-        first, second = open_checkpoint(a, names[0]), open_checkpoint(b, names[1])
+        with run.watch.stage("open"):
+            first, second = open_checkpoint(a, names[0]), open_checkpoint(b, names[1])
     except NoWeights:
         trees = _trees(a, b)
         if trees is None:
             raise
         comparison: Comparison = _compare_trees(*trees, request, given, tick)
     else:
-        comparison = _compare_opened(first, second, request, given, tick)
+        comparison = _compare_opened(first, second, request, given, run)
     finally:
         release()
     if MARKDOWN_FLAG in request.paths:
@@ -65,15 +68,17 @@ def run_comparison(
 
 
 def _compare_opened(
-    first: Checkpoint, second: Checkpoint, request: Request, given: Given, tick: Tick | None
+    first: Checkpoint, second: Checkpoint, request: Request, given: Given, run: Run
 ) -> Comparison:
     settings = request.settings
-    first, second = given.fold(*reconcile(first, second))
     filters = Filters(settings["path"] or "", settings["ignore_keys_regex"] or "")
-    pair = pair_checkpoints(
-        first, second, Run(workers=settings["workers"], tick=tick), settings["epsilon"], filters
-    )
+    with run.watch.stage("pair"):
+        first, second = given.fold(*reconcile(first, second))
+        pair = pair_checkpoints(first, second, run, settings["epsilon"], filters)
     pair.steps, pair.evaluate, pair.deployment = given.steps, given.evaluate, given.deployment
+    pair.is_spectral = settings["spectral"]
+    if settings["align"]:
+        pair = aligned(pair)
     if pair.left_out and not pair.tensors:
         msg = f"No tensor is left: {show_name(pair.left_out[0][1])} leaves out all {len(pair.left_out)}."
         raise ArgumentError(msg)
@@ -111,7 +116,8 @@ def _compare_trees(a: Tree, b: Tree, request: Request, given: Given, tick: Tick 
         name = unit_a.name if unit_a.name == unit_b.name else f"{unit_a.name} → {unit_b.name}"
         counted = tick and _counted(tick, f"{i + 1} of {len(matched.pairs)}")
         try:
-            children[name] = _compare_opened(a.open(unit_a), b.open(unit_b), of_each, given, counted)
+            run = Run(workers=request.settings["workers"], tick=counted)
+            children[name] = _compare_opened(a.open(unit_a), b.open(unit_b), of_each, given, run)
         except ArgumentError as error:
             # The filter leaves nothing of this pair: it was not asked about.
             refusal = error

@@ -22,7 +22,7 @@ from diffai_jupyter.render.markdown import render_markdown
 from diffai_jupyter.render.text import render_text
 from diffai_jupyter.report.drafting import finish
 from diffai_jupyter.report.gate import conditions_of, failures_of, judge
-from diffai_jupyter.report.layout import lay_out
+from diffai_jupyter.report.layout import TIMINGS, lay_out
 from diffai_jupyter.report.writing import write_report
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import close_matches, show_name
@@ -53,7 +53,14 @@ class Comparison:
         report = write_report(pair, request)
         if request.settings["fail_on"]:
             report = replace(report, gate=judge(conditions_of(request.settings["fail_on"]), report))
-        self.report: Report = finish(report, request, self._charts, self._images)
+        with pair.run.watch.stage("report"):
+            report = finish(report, request, self._charts, self._images)
+        self.report: Report = replace(report, timings=self._timings())
+
+    def _timings(self) -> tuple[tuple[str, float], ...]:
+        if not self._request.settings["timings"]:
+            return ()
+        return tuple(sorted(self.pair.run.watch.seconds.items(), key=lambda item: -item[1]))
 
     @cached_property
     def _charts(self) -> tuple[Chart, ...]:
@@ -129,7 +136,9 @@ class Comparison:
             If the file cannot be written.
         """
         document = self.document()
-        document = replace(document, sections=tuple(s for s in document.sections if s.key != MARKDOWN_FLAG))
+        # The section that counts the document is not in it, nor are timings, which differ from run to run.
+        kept = tuple(s for s in document.sections if s.key not in (MARKDOWN_FLAG, TIMINGS))
+        document = replace(document, sections=kept)
         if path is None:
             return render_markdown(document)
         target = Path(path)

@@ -248,8 +248,58 @@ class Matrix:
         return sum(cell is not None for row in self.cells for cell in row)
 
 
-Block = Heading | Lines | Sentence | Notice | Facts | Table | Series | Matrix
-Chart = Series | Matrix
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What went from one group to another.
+
+    Parameters
+    ----------
+    left, right : int
+        Places of the two groups.
+    count : int
+        How many; positive.
+    is_kept : bool
+        Whether the two groups are the same one before and after, so that nothing moved.
+    """
+
+    left: int
+    right: int
+    count: int
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow diagram: into which groups of B the members of each group of A went.
+
+    Parameters
+    ----------
+    key, title, takeaway
+        As in `Series`.
+    left, right : tuple of str
+        Labels of the groups in A and in B, from the top.
+    links : tuple of Link
+        Who went where; the sizes of the groups follow.
+    label : str
+        What is counted, such as ``"tokens"``.
+    """
+
+    key: str
+    title: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    links: tuple[Link, ...]
+    label: str
+    takeaway: Sentence
+
+    @property
+    def points(self) -> int:
+        """Plotted links."""
+        return len(self.links)
+
+
+Block = Heading | Lines | Sentence | Notice | Facts | Table | Series | Matrix | Flow
+Chart = Series | Matrix | Flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +334,5 @@ class Document:
             block
             for section in self.sections
             for block in section.blocks
-            if isinstance(block, (Series, Matrix))
+            if isinstance(block, Chart)
         )

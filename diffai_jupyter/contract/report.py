@@ -174,8 +174,6 @@ class Report:
         Declarations of what was asked for, in order.
     results : mapping of str to Result
         By flag.
-    pending : tuple of str
-        Flags asked for that are not built yet.
     settings : tuple of Setting
         Effective settings.
     children : tuple of Report
@@ -184,6 +182,8 @@ class Report:
         Names in A and in B, and how they were paired; empty unless asked for.
     gate : tuple of Outcome
         The conditions of ``--fail-on``, judged.
+    timings : tuple of (str, float)
+        Stages and the seconds they took, the longest first; empty unless asked for.
     """
 
     a: Side
@@ -193,11 +193,11 @@ class Report:
     tensors: tuple[TensorRow, ...]
     analyses: tuple[Analysis[object], ...] = ()
     results: Mapping[str, Result] = field(default_factory=dict)
-    pending: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     children: tuple[Report, ...] = ()
     pairing: tuple[tuple[str, str, str], ...] = ()
     gate: tuple[Outcome, ...] = ()
+    timings: tuple[tuple[str, float], ...] = ()
     schema: str = SCHEMA
 
 @dataclass(frozen=True, slots=True)

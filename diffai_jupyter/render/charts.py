@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffai_jupyter.contract.blocks import Chart, Matrix
+from diffai_jupyter.contract.blocks import Chart, Flow, Matrix, Series
+from diffai_jupyter.render.flow import draw_flow, flow_height
 from diffai_jupyter.render.heatmap import draw_matrix, matrix_height
 from diffai_jupyter.render.phrases import sentence, visible
 from diffai_jupyter.render.plots import draw_series, series_height
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+if sys.version_info >= (3, 11):
+    from typing import assert_never
+else:
+    from typing_extensions import assert_never
 
 _DPI = 96
 _SCALE = 2
@@ -125,14 +132,27 @@ def _single(chart: Chart) -> Figure:
 
 
 def _height(chart: Chart) -> float:
-    return matrix_height(chart) if isinstance(chart, Matrix) else series_height(chart)
+    match chart:
+        case Series():
+            return series_height(chart)
+        case Matrix():
+            return matrix_height(chart)
+        case Flow():
+            return flow_height(chart)
+        case _:
+            assert_never(chart)
 
 
 def _panel(axes: Any, chart: Chart) -> None:
-    if isinstance(chart, Matrix):
-        draw_matrix(axes, chart)
-    else:
-        draw_series(axes, chart)
+    match chart:
+        case Series():
+            draw_series(axes, chart)
+        case Matrix():
+            draw_matrix(axes, chart)
+        case Flow():
+            draw_flow(axes, chart)
+        case _:
+            assert_never(chart)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -12,18 +12,21 @@ import math
 import numbers
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from diffai_jupyter.contract.blocks import (
     Block,
+    Chart,
     Column,
     Curve,
     Fact,
     Facts,
+    Flow,
     Heading,
     Lines,
+    Link,
     Matrix,
     Notice,
     Sentence,
@@ -100,14 +103,20 @@ def report_data(report: Report) -> Data:
             }
             for outcome in report.gate
         ],
-        "pending": _plain(report.pending),
         "tensors": [_tensor(row) for row in report.tensors],
         "settings": [
             {"key": item.key, "value": _plain(item.value), "source": _plain(item.source)}
             for item in report.settings
         ],
         "children": [report_data(child) for child in report.children],
+        # Only where asked for: they differ from run to run.
+        **({"timings": dict(_timings(report))} if report.timings else {}),
     }
+
+
+def _timings(report: Report) -> Iterator[tuple[str, float]]:
+    for stage, seconds in report.timings:
+        yield stage, round(seconds, 3)
 
 
 def render_json(report: Report) -> str:
@@ -289,6 +298,7 @@ def _block(block: Block) -> Data:
             return {
                 "block": "series",
                 **_chart(block),
+                "is_log": block.is_log,
                 "mark": block.mark.value,
                 "x_label": _plain(block.x_label),
                 "y_label": _plain(block.y_label),
@@ -298,22 +308,35 @@ def _block(block: Block) -> Data:
             return {
                 "block": "matrix",
                 **_chart(block),
+                "is_log": block.is_log,
                 "label": _plain(block.label),
                 "rows": _plain(block.rows),
                 "columns": _plain(block.columns),
                 "cells": _plain(block.cells),
             }
+        case Flow():
+            return {
+                "block": "flow",
+                **_chart(block),
+                "label": _plain(block.label),
+                "left": _plain(block.left),
+                "right": _plain(block.right),
+                "links": [_link(link) for link in block.links],
+            }
         case _:
             assert_never(block)
 
 
-def _chart(chart: Series | Matrix) -> Data:
+def _chart(chart: Chart) -> Data:
     return {
         "key": _plain(chart.key),
         "title": _plain(chart.title),
         "takeaway": _sentence(chart.takeaway),
-        "is_log": chart.is_log,
     }
+
+
+def _link(link: Link) -> Data:
+    return {"left": link.left, "right": link.right, "count": link.count, "is_kept": link.is_kept}
 
 
 def _curve(curve: Curve) -> Data:

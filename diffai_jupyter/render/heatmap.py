@@ -18,6 +18,7 @@ from diffai_jupyter.wording import show_name
 MOST_CELLS = 200
 
 _NUMBERED = 12
+_CELL_CHARACTERS = 6
 _LABEL_COLUMNS = 44
 _LINE = 64
 _ABSENT = "#ececec"
@@ -107,7 +108,7 @@ def _scale(finite: Cells, is_log: bool) -> dict[str, Any]:
 def _label_axes(axes: Any, chart: Matrix, tall: int, wide: int) -> None:
     places = thin_ticks(len(chart.rows))
     axes.set_yticks([at / tall for at in places], _shown(chart.rows, places))
-    is_long = sum(map(len, chart.columns[:16])) > _LINE
+    is_long = sum(len(chart.columns[at]) for at in thin_ticks(len(chart.columns), 16)) > _LINE
     places = thin_ticks(len(chart.columns), 10 if is_long else 16)
     labels = _shown(chart.columns, places)
     tilt = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
@@ -118,9 +119,19 @@ def _shown(labels: Sequence[str], places: range) -> list[str]:
     return [short_label(labels[at]) for at in places]
 
 
+def _short_texts(values: list[float]) -> list[str]:
+    """Write numbers alike, with fewer decimals where they would not fit into a cell."""
+    texts = column_texts(values)
+    spare = max(map(len, texts), default=0) - _CELL_CHARACTERS
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0) - spare
+    if spare <= 0 or decimals < 1 or any("e" in text for text in texts):
+        return texts
+    return [f"{value:.{decimals}f}" for value in values]
+
+
 def _write_numbers(axes: Any, image: Any, cells: Cells) -> None:
     shown = np.isfinite(cells)
-    texts = iter(column_texts([float(value) for value in cells[shown]]))
+    texts = iter(_short_texts([float(value) for value in cells[shown]]))
     for (row, column), value in np.ndenumerate(cells):
         if shown[row, column]:
             red, green, blue, _ = image.cmap(image.norm(value))

@@ -19,9 +19,11 @@ from diffai_jupyter.contract.blocks import (
     Align,
     Block,
     Cell,
+    Chart,
     Column,
     Document,
     Facts,
+    Flow,
     Heading,
     Lines,
     Matrix,
@@ -179,7 +181,7 @@ def _block_lines(block: Block, look: _Look) -> Iterator[str]:
             yield from (f'<p class="diffai-soft">{_plain(text)}</p>' for text in missing(block))
         case Table():
             yield from _table_lines(block, look)
-        case Series() | Matrix():
+        case Series() | Matrix() | Flow():
             yield from _chart_lines(block, look)
         case _:
             assert_never(block)
@@ -236,7 +238,7 @@ def _cell(cell: Cell, text: str) -> str:
     return _plain(text)
 
 
-def _chart_lines(chart: Series | Matrix, look: _Look) -> Iterator[str]:
+def _chart_lines(chart: Chart, look: _Look) -> Iterator[str]:
     said = sentence(chart.takeaway, _code, _plain)
     if not look.embeds_charts:
         yield f"<p>{said}</p>"

@@ -14,6 +14,7 @@ from diffai_jupyter.contract.blocks import (
     Cell,
     Document,
     Facts,
+    Flow,
     Heading,
     Lines,
     Matrix,
@@ -112,7 +113,7 @@ def _block_chunks(block: Block, images: Mapping[str, str]) -> list[str]:
             return _table_chunks(facts_table(block)) + [_paragraph(_plain(text)) for text in missing(block)]
         case Table():
             return _table_chunks(block)
-        case Series() | Matrix():
+        case Series() | Matrix() | Flow():
             chunks = [_paragraph(sentence(block.takeaway, _code, _plain))]
             if block.key in images:
                 chunks.append(f"![{_escaped(sentence(block.takeaway))}]({_link(images[block.key])})")

@@ -31,6 +31,9 @@ _MOST_TICKS = 24
 _MOST_MARKED = 40
 _BAR_INCHES = 0.23
 _DECADES = 100
+_LEGEND_COLUMNS = 64
+_LEGEND_HANDLE = 6
+_LEGEND_LINE = 14
 
 Points = tuple[list[float], list[float]]
 
@@ -61,7 +64,8 @@ def series_height(chart: Series) -> float:
 def draw_series(axes: Any, chart: Series) -> None:
     """Draw a chart on `axes`."""
     has_legend = len(chart.curves) > 1
-    set_title(axes, chart.title, pad=26 if has_legend else None)
+    lines = _legend_lines(chart)
+    set_title(axes, chart.title, pad=12 + _LEGEND_LINE * lines if has_legend else None)
     match chart.mark:
         case Mark.BAR:
             values = _bars(axes, chart)
@@ -80,7 +84,14 @@ def draw_series(axes: Any, chart: Series) -> None:
         _set_log(axes, "x" if _is_horizontal(chart) else "y", values)
         _set_log_positions(axes, chart)
     if has_legend and values:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0, handlelength=1.8)
+        columns = -(-len(chart.curves) // lines)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0, handlelength=1.8)
+
+
+def _legend_lines(chart: Series) -> int:
+    """Return on how many lines the legend stands: all in one while they fit into half a sheet, else one on each."""
+    characters = sum(len(short_label(curve.label)) + _LEGEND_HANDLE for curve in chart.curves)
+    return 1 if characters <= _LEGEND_COLUMNS else len(chart.curves)
 
 
 def _set_log_positions(axes: Any, chart: Series) -> None:

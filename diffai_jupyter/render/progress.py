@@ -10,6 +10,9 @@ from typing import TextIO
 DELAY = 0.5
 INTERVAL = 0.1
 MOST_ITEMS = 9999
+LEAST_SECONDS = 2.0
+LEAST_FRACTION = 0.02
+MINUTES_FROM = 90.0
 ERASE = "\r\x1b[K"
 
 
@@ -26,16 +29,27 @@ class Progress:
 
     def __init__(self, draw: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._draw, self._clock = draw, clock
-        self._next = clock() + DELAY
+        self._began = clock()
+        self._next = self._began + DELAY
         self._state = ("", 0, 0)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that `done` of `total` of a stage are done."""
-        self._state = (stage, done, total)
         now = self._clock()
+        if stage != self._state[0]:
+            self._began = now
+        self._state = (stage, done, total)
         if now >= self._next:
             self._next = now + INTERVAL
-            self._draw(f"diffai: {self.reached}")
+            self._draw(f"diffai: {self.reached}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        """Return about how long the rest of the stage takes, once enough of it is done to tell."""
+        passed = now - self._began
+        if passed < LEAST_SECONDS or self.fraction < LEAST_FRACTION:
+            return ""
+        left = passed * (1 - self.fraction) / self.fraction
+        return f", about {left / 60:.0f} min left" if left >= MINUTES_FROM else f", about {left:.0f} s left"
 
     @property
     def fraction(self) -> float:

@@ -13,6 +13,7 @@ from diffai_jupyter.contract.blocks import (
     Block,
     Document,
     Facts,
+    Flow,
     Heading,
     Lines,
     Matrix,
@@ -109,7 +110,7 @@ def _block_lines(block: Block, width: int, color: bool) -> list[str]:
             return [_colored(visible(line), color) for line in block.lines]
         case Table():
             return _table_lines(block, width)
-        case Series() | Matrix():
+        case Series() | Matrix() | Flow():
             return _wrapped(sentence(block.takeaway), width)
         case _:
             assert_never(block)

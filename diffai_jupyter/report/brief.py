@@ -8,6 +8,8 @@ from diffai_jupyter.report.summary import alarms, gate, headline
 from diffai_jupyter.wording import say
 
 LISTED = 8
+ROOM = 54
+"""Lines for all that stands before the findings and for these; a block takes one more than its own."""
 REVIEW = "review-friendly"
 
 
@@ -26,10 +28,11 @@ def brief(report: Report) -> tuple[Block, ...]:
         key_changes = [block.lines for block in review.blocks if isinstance(block, (Lines, Table)) and block.lines]
         blocks += [review.meaning, *(Lines(lines) for lines in key_changes[:1])]
     blocks.append(Lines(tuple(analysis.line(report.results[analysis.flag]) for analysis in asked)))
-    return (*blocks, *_findings(report))
+    taken = sum(2 + (len(block.lines) if isinstance(block, Lines) else 0) for block in blocks)
+    return (*blocks, *_findings(report, max(1, min(LISTED, (ROOM - taken) // 2))))
 
 
-def _findings(report: Report) -> list[Block]:
+def _findings(report: Report, most: int) -> list[Block]:
     """Return the gravest findings, each once."""
     found = {
         say(finding.template, finding.said): finding
@@ -40,8 +43,8 @@ def _findings(report: Report) -> list[Block]:
     ordered = sorted(found.values(), key=lambda finding: -finding.severity.rank)
     blocks: list[Block] = [
         Notice(f.severity, f.template + (" {action}" if f.action else ""), {**f.said, "action": f.action})
-        for f in ordered[:LISTED]
+        for f in ordered[:most]
     ]
-    if len(ordered) > LISTED:
-        blocks.append(Sentence("{n} further findings are in the full report.", {"n": len(ordered) - LISTED}))
+    if len(ordered) > most:
+        blocks.append(Sentence("{n} further findings are in the full report.", {"n": len(ordered) - most}))
     return blocks

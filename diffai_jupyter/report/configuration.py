@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.errors import SettingError
 from diffai_jupyter.options import OPTIONS, Kind, Layer, Live
 from diffai_jupyter.report.environment import CONFIG_FILE, environment_layers, unknown_variables
@@ -142,7 +142,7 @@ def _option(file: SettingsFile, key: str, name: str, value: object) -> object:
     if name not in OPTIONS:
         known = [option for option in OPTIONS if option not in REFUSED]
         hint = close_matches(name, [*known, ANALYSES, THRESHOLDS, POLICY])
-        if name.replace("_", "-") in (*all_analyses(), *PENDING):
+        if name.replace("_", "-") in all_analyses():
             hint = f" Analyses stand below [{ANALYSES}]."
         msg = f"There is no option '{show_name(key)}' (from {file.where()}).{hint}"
         raise SettingError(msg)
@@ -155,7 +155,7 @@ def _option(file: SettingsFile, key: str, name: str, value: object) -> object:
 
 
 def _analyses(file: SettingsFile, table: Mapping[str, object]) -> Iterator[Layer]:
-    known = {flag.replace("-", "_"): flag for flag in (*all_analyses(), *PENDING)}
+    known = {flag.replace("-", "_"): flag for flag in all_analyses()}
     chosen: dict[str, object] = {}
     for key, value in table.items():
         name = key.replace("-", "_")

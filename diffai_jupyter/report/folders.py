@@ -98,7 +98,6 @@ def write_folders(found: FolderPair) -> Report:
             found.warnings,
         ),
         tensors=(),
-        pending=children[0].pending if children else (),
         settings=children[0].settings if children else (),
         children=children,
     )
@@ -116,11 +115,11 @@ def lay_out_folders(report: Report, found: FolderPair, settings: Settings) -> Do
     settings : Settings
         As for `lay_out`.
     """
-    # Settings, and what is not built yet, are the same for every pair, and said once.
+    # Settings are the same for every pair, and said once.
     whole = lay_out(report, settings)
     if settings["brief"]:
         return whole
-    aside = [section for section in whole.sections if section.key in ("pending", "settings")]
+    aside = [section for section in whole.sections if section.key == "settings"]
     first = Section("summary", SUMMARY, tuple(_overview(report, found, settings)))
     own = replace(settings, chosen={**settings.chosen, "show_config": False})
     return Document(whole.title, (first, *_pairs(found, own), *aside))
@@ -229,7 +228,7 @@ def _pairs(found: FolderPair, settings: Settings) -> Iterable[Section]:
 
 
 def _whole(child: Report, settings: Settings) -> Iterable[Block]:
-    for section in lay_out(replace(child, pending=()), settings).sections:
+    for section in lay_out(child, settings).sections:
         for block in section.blocks:
             yield replace(block, level=block.level + 1) if isinstance(block, Heading) else block
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from diffai_jupyter.analyses import PENDING, REPORT_FLAG
+from diffai_jupyter.analyses import REPORT_FLAG
 from diffai_jupyter.contract.blocks import (
     Align,
     Block,
@@ -16,12 +17,9 @@ from diffai_jupyter.contract.blocks import (
     Facts,
     Heading,
     Lines,
-    Matrix,
     Notice,
     Section,
     Sentence,
-    Series,
-    Severity,
     Table,
 )
 from diffai_jupyter.contract.declaration import Analysis
@@ -34,7 +32,8 @@ from diffai_jupyter.report.rows import collapsed_lines
 from diffai_jupyter.report.summary import alarms, summary
 from diffai_jupyter.wording import Name, show_name
 
-SUMMARY, TENSORS, CHARTS, PENDING_GROUP, CONFIG = "Summary", "Tensors", "Charts", "Not built yet", "Settings"
+SUMMARY, TENSORS, CHARTS, CONFIG = "Summary", "Tensors", "Charts", "Settings"
+TIMINGS = "timings"
 LEAST_LISTED = 5
 PAIRS_LISTED = 200
 TECHNICAL_ROWS = 2000
@@ -85,18 +84,16 @@ def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) 
             if analysis.flag == "sort-by-change-magnitude":
                 blocks = (*blocks[:2], *_tensors(report, settings), *blocks[2:])
             sections.append(Section(analysis.flag, analysis.group.value, blocks))
-    shown = {
-        block.key for section in sections for block in section.blocks if isinstance(block, (Series, Matrix))
-    }
+    shown = {block.key for section in sections for block in section.blocks if isinstance(block, Chart)}
     further = tuple(chart for chart in charts if chart.key not in shown)
     if further:
         sections.append(Section("charts", CHARTS, (Heading("Charts", 2), *further)))
     if settings["show_pairing"]:
         sections.append(Section("pairing", TENSORS, (Heading("Pairing", 2), _pairing(report))))
-    if report.pending:
-        sections.append(Section("pending", PENDING_GROUP, (Heading("Not built yet", 2), *_pending(report))))
     if settings["show_config"]:
         sections.append(Section("settings", CONFIG, (Heading("Settings", 2), _config(report))))
+    if report.timings:
+        sections.append(Section(TIMINGS, CONFIG, (Heading("Timings", 2), _timings(report))))
     return Document(title, _grouped(sections))
 
 
@@ -222,7 +219,7 @@ def _analysis(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Blo
             )
         )
     )
-    blocks += [block for block in result.blocks if draws or not isinstance(block, (Series, Matrix))]
+    blocks += [block for block in result.blocks if draws or not isinstance(block, Chart)]
     blocks += _small_print(analysis, result)
     return tuple(blocks)
 
@@ -246,15 +243,15 @@ def _small_print(analysis: Analysis[Any], result: Result) -> list[Block]:
     return found
 
 
-def _pending(report: Report) -> list[Block]:
-    return [
-        Notice(
-            Severity.INFO,
-            "--{flag} is not built yet: no value is shown. ({what})",
-            {"flag": flag, "what": PENDING[flag][1]},
-        )
-        for flag in report.pending
-    ]
+def _timings(report: Report) -> Table:
+    total = math.fsum(seconds for _, seconds in report.timings)
+    rows = [(stage, round(seconds, 2), round(100 * seconds / total, 1)) for stage, seconds in report.timings if seconds]
+    return Table(
+        "Seconds by stage",
+        (Column("stage", Align.TEXT), Column("seconds"), Column("share %")),
+        (("all", round(total, 2), 100.0), *rows),
+        note="An analysis counts what no stage inside it does; what several share counts where it is asked first.",
+    )
 
 
 def _config(report: Report) -> Table:

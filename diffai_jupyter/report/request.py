@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from diffai_jupyter.analyses import PENDING, REPORT_FLAG, about_pair, all_analyses
+from diffai_jupyter.analyses import REPORT_FLAG, about_pair, all_analyses
 from diffai_jupyter.errors import ArgumentError, SettingError
 from diffai_jupyter.hardware import hardware_of
 from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS, Layer, Request, Settings, name_source, resolve
@@ -61,7 +61,7 @@ def request_of(
 
 def known_flags() -> tuple[str, ...]:
     """Return every flag that is accepted, without dashes."""
-    return (ALL, *all_analyses(), *PENDING, *(option.flag for option in OPTIONS.values()))
+    return (ALL, *all_analyses(), *(option.flag for option in OPTIONS.values()))
 
 
 def refuse_flag(flag: str) -> ArgumentError:
@@ -101,7 +101,7 @@ def _analyses_of(layers: Sequence[Layer]) -> tuple[dict[str, str], set[str], dic
 
 def _is_given(flag: str, value: object, source: str) -> bool:
     """Say whether a flag has a value; refuse a flag that does not exist and a value that it does not take."""
-    if flag != ALL and flag not in all_analyses() and flag not in PENDING:
+    if flag != ALL and flag not in all_analyses():
         raise refuse_flag("--" + flag)
     is_path = flag in PATH_FLAGS and isinstance(value, (str, os.PathLike)) and bool(os.fspath(value))
     if value is not None and not isinstance(value, bool) and not is_path:

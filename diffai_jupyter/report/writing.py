@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
-from diffai_jupyter.analyses import ON_DRAFT, PENDING, all_analyses
+from diffai_jupyter.analyses import ON_DRAFT, all_analyses
 from diffai_jupyter.checkpoint.model import Training
 from diffai_jupyter.contract.declaration import Analysis, Reads
 from diffai_jupyter.contract.report import Coverage, Report, Side
+from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Value, unknown
 from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.facts.training.metrics import ignored_metrics, reported_metrics
@@ -30,9 +31,7 @@ def write_report(pair: Pair, request: Request) -> Report:
     asked = [all_analyses()[flag] for flag in request.analyses if flag in all_analyses()]
     reads_values = _reads_values(asked, request)
     results = {
-        analysis.flag: analysis.run(pair, thresholds_of(analysis, request))
-        for analysis in asked
-        if analysis.flag not in ON_DRAFT
+        analysis.flag: _run(analysis, pair, request) for analysis in asked if analysis.flag not in ON_DRAFT
     }
     change = describe_change(pair) if reads_values else describe_headers(pair)
     return Report(
@@ -43,10 +42,14 @@ def write_report(pair: Pair, request: Request) -> Report:
         tensors=tensor_rows(pair, request.settings["sort_by"]) if reads_values else (),
         analyses=tuple(asked),
         results=results,
-        pending=tuple(flag for flag in request.analyses if flag in PENDING),
         settings=settings_of(request, asked),
         pairing=_pairing(pair, reads_values) if request.settings["show_pairing"] else (),
     )
+
+
+def _run(analysis: Analysis[Any], pair: Pair, request: Request) -> Result:
+    with pair.run.watch.stage(analysis.flag):
+        return analysis.run(pair, thresholds_of(analysis, request))
 
 
 def _pairing(pair: Pair, reads_values: bool) -> tuple[tuple[str, str, str], ...]:

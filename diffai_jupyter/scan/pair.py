@@ -142,6 +142,8 @@ class Pair:
         Function of the user that gets a model and returns its metrics; called once per side.
     deployment : Deployment
         Where and how the models are to run.
+    is_spectral : bool
+        Whether power laws are to be fitted to the spectra.
     """
 
     a: Checkpoint
@@ -154,6 +156,7 @@ class Pair:
     steps: Value = field(default_factory=lambda: unknown("NEEDS_STEPS"))
     evaluate: Callable[[object], object] | None = None
     deployment: Deployment = field(default_factory=Deployment)
+    is_spectral: bool = False
     memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @cached_property

@@ -82,7 +82,8 @@ def stats(pair: Pair) -> tuple[TensorStats, ...]:
     SourceError
         If a file changes or ends while it is read.
     """
-    found: tuple[TensorStats, ...] = pair.remember("stats", lambda: _scan(pair))
+    with pair.run.watch.stage("scan"):
+        found: tuple[TensorStats, ...] = pair.remember("stats", lambda: _scan(pair))
     return found
 
 

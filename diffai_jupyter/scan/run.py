@@ -14,6 +14,7 @@ import numpy as np
 from diffai_jupyter.checkpoint.dtypes import Array
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
+from diffai_jupyter.scan.stopwatch import Stopwatch
 from diffai_jupyter.scan.tiles import BLOCK_TILES
 
 Item = TypeVar("Item")
@@ -40,6 +41,8 @@ class Run:
         Tiles read at once. Changes no result.
     tick : callable, optional
         Called as ``tick(stage, done, total)``.
+    watch : Stopwatch
+        Where the time goes.
     """
 
     executor: Executor | None = None
@@ -48,6 +51,7 @@ class Run:
     matrix_bytes: int = 256 << 20
     block_tiles: int = BLOCK_TILES
     tick: Tick | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch, repr=False)
     _start: float = field(default_factory=time.monotonic, repr=False)
 
     @property
@@ -73,13 +77,14 @@ class Run:
         waiting = list(items)
         weights = [weight(item) if weight else 1 for item in waiting]
         done, total = 0, sum(weights)
-        for i, item in enumerate(waiting):
-            if self.seconds is not None and time.monotonic() - self._start > self.seconds:
-                raise Unknowable("TIME_BUDGET", stage=stage, left=len(waiting) - i)
-            self.report(stage, done, total)
-            yield item
-            done += weights[i]
-        self.report(stage, total, total)
+        with self.watch.stage(stage):
+            for i, item in enumerate(waiting):
+                if self.seconds is not None and time.monotonic() - self._start > self.seconds:
+                    raise Unknowable("TIME_BUDGET", stage=stage, left=len(waiting) - i)
+                self.report(stage, done, total)
+                yield item
+                done += weights[i]
+            self.report(stage, total, total)
 
     def whole(self, tensor: Tensor) -> Array:
         """Return all values of a matrix.

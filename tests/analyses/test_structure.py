@@ -12,7 +12,7 @@ from builders import headers_of, pair_of, transformer
 
 from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.analyses.patterns import patterns
-from diffai_jupyter.contract.blocks import Table
+from diffai_jupyter.contract.blocks import Notice, Sentence, Series, Table
 from diffai_jupyter.evidence import Evidence
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
@@ -107,11 +107,33 @@ class TestSortByChangeMagnitude:
         assert self.analysis.run(pair_of(a, b), {}).values["top_change"].reason == reason
 
 
+    def test_three_that_changed_most_for_their_role_are_named(self):
+        a = transformer(layers=8, hidden=16, inner=24, vocab=20)
+        draw = np.random.default_rng(0)
+        size = {name: (1.0 if "norm" in name else 0.001) * draw.uniform(0.9, 1.1) for name in a}
+        outlier = "model.layers.3.self_attn.q_proj.weight"
+        size[outlier] = 0.02
+        b = {name: (v + size[name] * draw.normal(size=v.shape)).astype("f4") for name, v in a.items()}
+        result = self.analysis.run(pair_of(a, b), {})
+        rows = tables(result.blocks)["Changed most for their role"].rows
+        assert len(rows) == 3
+        assert rows[0][:2] == (outlier, "q")
+        assert rows[0][3] > 10
+        assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+        assert "norm" in result.values["top"].value
+
+    def test_without_enough_of_a_role_nobody_stands_out(self):
+        assert self.analysis.run(pair_of({"w": np.ones((3, 3))}, {"w": np.zeros((3, 3))}), {}).blocks == ()
+
+
+SETTINGS = {"dominant_share": 0.6, "alpha_low": 2.0, "alpha_high": 6.0}
+
+
 class TestChangeSummary:
     analysis = all_analyses()["change-summary"]
 
     def values(self, a: State, b: State) -> dict[str, object]:
-        result = self.analysis.run(pair_of(a, b), {"dominant_share": 0.6})
+        result = self.analysis.run(pair_of(a, b), SETTINGS)
         return {key: value.value for key, value in result.values.items()}
 
     def test_most_changed_is_the_fewest_layers_with_half_of_the_energy(self):
@@ -137,12 +159,60 @@ class TestChangeSummary:
 
     def test_table_holds_the_shares_of_the_layers(self):
         a = base()
-        result = self.analysis.run(pair_of(a, noised(a, 0.1)), {"dominant_share": 0.6})
+        result = self.analysis.run(pair_of(a, noised(a, 0.1)), SETTINGS)
         table = tables(result.blocks)["Layers by their share of the change"]
         shares = [row[3] for row in table.rows]
         assert shares == sorted(shares, reverse=True)
         assert table.total == len(a)
         assert len(table.rows) == 20
+
+
+    def test_no_trained_tensor_in_common(self):
+        result = self.analysis.run(pair_of({"w": np.ones((3, 3))}, {"v": np.ones((2, 2))}), SETTINGS)
+        assert [value.reason for value in result.values.values() if not value.is_known] == ["NO_COMMON"] * 3
+        assert set(tables(result.blocks)) == {"Dtypes", "Shapes that differ"}
+
+    def test_dtypes_and_shapes_are_counted(self):
+        a = {"w": np.ones((3, 4), "f4"), "gone": np.ones(5), "same.bias": np.ones(7, "f4")}
+        b = {"w": np.ones((3, 2), "f2"), "new": np.ones((2, 2), "f2"), "same.bias": np.ones(7, "f4")}
+        found = tables(self.analysis.run(pair_of(a, b), SETTINGS).blocks)
+        assert set(found["Dtypes"].rows) == {
+            ("f16", 0, 2, 0, 10, 0, 20), ("f32", 2, 1, 19, 7, 76, 28), ("f64", 1, 0, 5, 0, 40, 0),
+        }  # fmt: skip
+        assert set(found["Shapes that differ"].rows) == {
+            ("w", "same name, other shape", "[3, 4]", "[3, 2]"), ("gone", "only in A", "[5]", ""),
+            ("new", "only in B", "", "[2, 2]"),
+        }  # fmt: skip
+
+    def test_resized_vocabulary_is_told_by_the_whole_shapes(self):
+        a = base()
+        b = {**a, "lm_head.weight": np.concatenate([a["lm_head.weight"], np.ones((3, 32), "f4")])}
+        (row,) = tables(self.analysis.run(pair_of(a, b), SETTINGS).blocks)["Shapes that differ"].rows
+        assert row == ("lm_head.weight", "rows that only B has", "[40, 32]", "[43, 32]")
+
+    def test_curve_over_layers_is_the_cumulative_energy(self):
+        a = {f"l{i}.weight": np.full((4, 4), 10.0) for i in range(5)}
+        b = {name: values.copy() for name, values in a.items()}
+        for i, energy in enumerate((4, 3, 2, 1)):
+            b[f"l{i}.weight"][0, 0] += math.sqrt(energy)
+        chart = charts(self.analysis.run(pair_of(a, b), SETTINGS).blocks)["energy_over_layers"]
+        (curve,) = chart.curves
+        assert curve.x == (1, 2, 3, 4)
+        assert curve.y == pytest.approx((0.4, 0.7, 0.9, 1.0))
+        assert chart.takeaway.said == {"half": 2, "most": 3, "all": 4}
+
+    def test_independent_networks_are_only_apart(self):
+        a = {name: np.random.default_rng(0).normal(size=(90, 80)) for name in ("l.0.weight", "l.1.weight")}
+        b = {name: np.random.default_rng(1).normal(size=(90, 80)) for name in a}
+        result = self.analysis.run(pair_of(a, b), SETTINGS)
+        assert result.values["magnitude"].value == 1.0
+        (notice,) = (block for block in result.blocks if isinstance(block, Notice))
+        assert notice.said["cosine"] == pytest.approx(0, abs=0.05)
+        assert not any(isinstance(block, Sentence) for block in result.blocks)
+
+
+def charts(blocks: tuple[object, ...]) -> dict[str, Series]:
+    return {block.key: block for block in blocks if isinstance(block, Series)}
 
 
 def names_of(a: State, b: State, dominant: float = 0.6) -> set[str]:

@@ -62,7 +62,8 @@ def problems_of(declared: Analysis[Any], result: Result) -> Iterator[str]:
             yield f"{field.key} is {value.evidence} with reason {value.reason}"
         if not value.is_known and value.value is not None:
             yield f"{field.key} is unknown and has a value"
-        if field.words and value.is_known and value.value not in field.words:
+        sides = value.value if isinstance(value.value, tuple) else (value.value,)
+        if field.words and value.is_known and not {*sides} - {None} <= {*field.words}:
             yield f"{field.key} says {value.value!r}, which is not declared"
         if value.evidence is Evidence.DERIVED and not value.assumption:
             yield f"{field.key} is derived from no named assumption"

@@ -18,10 +18,11 @@ from diffai_jupyter.report.settings import settings_of
 from diffai_jupyter.report.writing import thresholds_of
 
 JUDGED = (
-    "count", "layers", "tensors", "score", "ratio to the limit", "share up to the limit", "ratio of such shares",
-    TRUE_OR_FALSE,
+    "count", "layers", "heads", "tensors", "score", "ratio to the limit", "share up to the limit",
+    "ratio of such shares", "index over clusters", TRUE_OR_FALSE,
 )  # fmt: skip
-"""Units of what a threshold decides: counts, scores, ratios to limits, shares; all other numbers are measured."""
+"""Units of what a threshold decides: counts, what follows from them, scores, ratios to limits, shares; all other
+numbers are measured."""
 
 
 def once() -> dict[str, tuple[str, Threshold]]:

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from builders import checkpoint_of, to_codes
+from builders import checkpoint_of, pair_of, to_codes
 from scipy.stats import binomtest
 
 from diffai_jupyter.checkpoint.dtypes import DTYPES
 from diffai_jupyter.checkpoint.tensor import ArrayTensor
+from diffai_jupyter.facts.change.rounding import rounding_noise
 from diffai_jupyter.facts.change.spectra import (
     BLOCK_SIDE,
     UpdateRank,
     largest_changes,
-    rounding_noise,
     spectral_growth,
     update_ranks,
 )
@@ -108,8 +108,57 @@ def test_rank_of_a_large_update_is_recovered_from_a_sub_block(dtype, rank):
     found = rank_of_update(dtype, (1500, 900), rank, 0.1)
     assert not found.is_whole
     assert found.rank == rank
-    assert len(found.singular) == 64
+    assert len(found.singular) == BLOCK_SIDE
     assert found.sides == (1500, 900)
+
+
+def test_rank_between_a_quarter_and_half_of_the_sub_block_is_low_in_a_large_matrix():
+    assert rank_of_update("f32", (820, 810), 200, 0.1).is_low
+
+
+# Oracle: B = A + uv' has rank one in every dtype, though rounding leaves echoes of the update.
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_rank_one_of_a_hundredth_is_one(dtype, how):
+    assert rank_of_update(dtype, (400, 300), 1, 1e-2, how=how).rank == 1
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f16", 1e-3), ("bf16", 1e-2)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_echo_of_a_small_update_is_no_direction_whichever_side_is_first(dtype, size, rank):
+    draw = np.random.default_rng(3)
+    a = stored(dtype, 0.05 * draw.standard_normal((512, 400)))
+    update = draw.standard_normal((512, rank)) @ draw.standard_normal((rank, 400))
+    b = a + update * size * np.linalg.norm(a) / np.linalg.norm(update)
+    for first, second in ((a, b), (b, a)):
+        (found,) = update_ranks(pair_in(dtype, {NAME: first}, {NAME: second}))
+        assert found.rank == rank
+        # Without a second look there would be another one, which is what the test is about.
+        assert rank > 1 or found.singular[1] > found.edge
+
+
+def test_few_rows_that_changed_have_a_rank_where_nothing_was_rounded_and_are_no_adapter():
+    draw = np.random.default_rng(0)
+    a = draw.standard_normal((60, 50))
+    b = a.copy()
+    b[[3, 8]] += draw.standard_normal((2, 50))
+    (found,) = update_ranks(pair_in("f32", {NAME: a}, {NAME: b}))
+    assert (found.rank, found.is_low) == (2, False)
+    (hidden,) = update_ranks(pair_in("bf16", {NAME: a}, {NAME: b}))
+    assert hidden.rank is None
+
+
+def test_complex_matrices_and_those_that_are_mostly_nan_have_no_spectrum():
+    draw = np.random.default_rng(0)
+    values = draw.standard_normal((40, 30))
+    broken = values.copy()
+    broken[:25] = np.nan
+    a = {"fc1.weight": values + 1j, "fc2.weight": values, "fc3.weight": values}
+    pair = pair_of(a, {"fc1.weight": values - 1j, "fc2.weight": broken, "fc3.weight": 2 * values})
+    assert [change.tensor.name for change in largest_changes(pair)] == ["fc3.weight"]
+    assert [growth.name for growth in spectral_growth(pair)] == ["fc3.weight"]
 
 
 def test_singular_values_are_those_of_numpy():

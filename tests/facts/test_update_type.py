@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from builders import pair_of, transformer
@@ -218,9 +220,18 @@ def test_four_fifths_of_the_matrices_must_be_low(ranks, low):
     assert is_low_rank(ranks_of(*ranks)) == low
 
 
-def test_rank_above_a_quarter_of_what_was_decomposed_is_not_low():
-    assert is_low_rank(ranks_of(128, sides=(4096, 4096)))
-    assert not is_low_rank(ranks_of(129, sides=(4096, 4096)))
+def test_rank_above_256_or_a_quarter_of_the_smaller_side_is_not_low():
+    assert is_low_rank(ranks_of(256, sides=(4096, 4096)))
+    assert not is_low_rank(ranks_of(257, sides=(4096, 4096)))
+    assert is_low_rank(ranks_of(150, sides=(4096, 600)))
+    assert not is_low_rank(ranks_of(151, sides=(4096, 600)))
+
+
+def test_update_of_a_few_rows_is_not_low():
+    (rank,) = ranks_of(1)
+    assert is_low_rank((rank,))
+    assert not is_low_rank((dataclasses.replace(rank, changed=0.4),))
+    assert is_low_rank((dataclasses.replace(rank, changed=float("nan")),))
 
 
 def test_update_that_rounding_does_not_explain_below_the_edge_is_not_low():
@@ -247,6 +258,15 @@ def test_merged_adapter_is_low_rank_with_its_numbers():
     }  # fmt: skip
     assert not found.is_estimated
     assert update_type(pair_of(base(), with_adapter(base(), 9))).kind is Kind.PART
+
+
+def test_ranks_are_those_of_the_low_ones():
+    a, draw = base(), np.random.default_rng(5)
+    b = with_adapter(a, 2)
+    # One of nine matrices was trained whole.
+    b[UP] = (a[UP] + 0.1 * draw.normal(size=a[UP].shape)).astype("f4")
+    numbers = update_type(pair_of(a, b)).numbers
+    assert (numbers["low"], numbers["high"], numbers["ranks"], numbers["tensors"]) == (2, 2, 8, 9)
 
 
 def test_low_rank_read_off_a_sub_block_is_estimated():

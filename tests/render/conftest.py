@@ -16,8 +16,10 @@ from diffai_jupyter.contract.blocks import (
     Document,
     Fact,
     Facts,
+    Flow,
     Heading,
     Lines,
+    Link,
     Mark,
     Matrix,
     Notice,
@@ -265,6 +267,7 @@ def hostile_blocks(name: str) -> tuple[Block, ...]:
         Table(name, (Column("tensor", Align.TEXT), Column(name)), ((Name(name), 1.5), (name, 2))),
         Series("bars", name, Mark.BAR, (curve,), name, name, said),
         Matrix("matrix", name, (name,), (name, "x"), ((1.0, None),), name, said),
+        Flow("flow", name, (name,), (name, "x"), (Link(0, 0, 3, True), Link(0, 1, 2)), name, said),
     )
 
 
@@ -333,7 +336,6 @@ def make_report() -> Callable[[str], Report]:
             ),
             analyses=(_gradient_analysis,),
             results={"gradient-analysis": result},
-            pending=("head-importance",),
             settings=(Setting("epsilon", 1e-6, "default"), Setting("fail_on", ("a", "b"), "flag")),
             children=(make(name, depth - 1),) if depth else (),
         )  # fmt: skip

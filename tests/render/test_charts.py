@@ -223,3 +223,26 @@ def test_a_sheet_holds_every_kind_of_chart(document):
     assert (_image(first).width, _image(first).height) == (2 * first.width, 2 * first.height)
     assert [text.partition(",")[0] for text in first.alt.split("Panel ")[1:]] == ["1", "2", "3"]
     assert second.alt.count("Panel ") == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_legends_of_two_charts_beside_each_other_stay_in_their_half():
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(4)]
+    chart = _series(Mark.LINE, [Curve(name, (1.0, 2.0, 3.0), (0.1, 0.5, 1.0)) for name in names])
+    with charts._own_style():
+        figure = charts._single(chart)
+        figure.draw_without_rendering()
+    axes = figure.axes[0]
+    width = charts.sheets([chart, chart])[0].width
+    assert axes.get_legend().get_window_extent().width <= width * charts._SCALE / 2
+    assert len(axes.get_legend().get_texts()) == 4
+
+
+def test_numbers_in_narrow_cells_lose_decimals_and_not_their_sign():
+    cells = tuple(tuple(value / 7 for value in (-0.4423, 0.1, 0.02)) for _ in range(3))
+    chart = Matrix("k", "t", tuple("abc"), tuple("xyz"), cells, "change", SAID)
+    with charts._own_style():
+        figure = charts._single(chart)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert max(map(len, written)) <= 6
+    assert written[0] == "-0.063"

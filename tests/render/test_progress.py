@@ -62,3 +62,18 @@ def test_a_terminal_line_erases_itself(monkeypatch):
 def test_without_a_terminal_or_turned_off_nothing_is_written(monkeypatch, stream, setting):
     monkeypatch.setenv("DIFFAI_PROGRESS", setting)
     assert walk(stream()) == ""
+
+
+def test_the_time_that_is_left_is_told_once_enough_is_done():
+    lines = []
+    clock = iter([0.0, 0.0, 10.0, 30.0, 31.0])
+    progress = Progress(lines.append, lambda: next(clock))
+    progress("scan", 0, 100)
+    progress("scan", 10, 100)
+    progress("scan", 60, 100)
+    progress("spectra", 1, 2)
+    assert lines == [
+        "diffai: scan, 10 of 100, about 2 min left",
+        "diffai: scan, 60 of 100, about 20 s left",
+        "diffai: spectra, 1 of 2",
+    ]

@@ -50,12 +50,11 @@ def registry(monkeypatch):
     }
     for module in (request, thresholds):
         monkeypatch.setattr(module, "all_analyses", lambda: built)
-    monkeypatch.setattr(request, "PENDING", {"head-importance": (Group.ADVANCED, "Rank heads.")})
 
 
 def test_flags_keep_their_order_and_lose_doubles():
-    asked = request_of(["memory_analysis", "head-importance", "memory-analysis"], {"top": 3}, "x")
-    assert asked.analyses == ("memory-analysis", "head-importance")
+    asked = request_of(["memory_analysis", "anomaly-detection", "memory-analysis"], {"top": 3}, "x")
+    assert asked.analyses == ("memory-analysis", "anomaly-detection")
     assert (asked.settings["top"], asked.settings.source("top")) == (3, "x")
 
 
@@ -66,7 +65,7 @@ def test_all_means_every_built_analysis_once():
 
 
 def test_keywords_ask_for_analyses_too():
-    asked = request_of((), {"memory_analysis": True, "anomaly_detection": False, "head_importance": None})
+    asked = request_of((), {"memory_analysis": True, "anomaly_detection": False, "generate_report": None})
     assert asked.analyses == ("memory-analysis",)
 
 
@@ -101,8 +100,8 @@ def test_an_unknown_keyword_is_refused_with_the_nearest():
 
 
 def test_a_flag_of_a_later_stage_says_so():
-    with pytest.raises(ArgumentError, match=r"^The flag --align is not built yet; leave it out\.$"):
-        request_of(["align"], {})
+    with pytest.raises(ArgumentError, match=r"^The flag --panel is not built yet; leave it out\.$"):
+        request_of(["panel"], {})
 
 
 def test_analyses_of_the_layers_below_are_added_and_say_who_asked():

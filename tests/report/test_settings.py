@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffai_jupyter.analyses import PENDING, all_analyses
+from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.comparison import compare
 from diffai_jupyter.options import OPTIONS, Kind, Live
 from diffai_jupyter.report.configuration import REFUSED, configured
@@ -179,4 +179,4 @@ def test_what_a_file_cannot_hold_is_told():
 def test_every_flag_of_the_page_exists():
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", PAGE.read_text(encoding="utf-8")))
     assert named
-    assert named <= {option.flag for option in OPTIONS.values()} | set(all_analyses()) | set(PENDING)
+    assert named <= {option.flag for option in OPTIONS.values()} | set(all_analyses())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from diffai_jupyter.analyses.shown.loss_pictures import loss_curve
+from diffai_jupyter.analyses.shown.similarity_blocks import similarity_heatmap
 from diffai_jupyter.contract.blocks import Chart, Curve, Mark, Matrix, Sentence, Series
 from diffai_jupyter.facts.change.changes import Status, TensorChange, changes, layers
 from diffai_jupyter.scan.pair import Pair
@@ -193,6 +194,11 @@ def change_against_size(pair: Pair) -> Series | None:
     )
 
 
+def _is_moved(pair: Pair) -> bool:
+    """Say whether a trained tensor changed."""
+    return any(layer.changed for layer in layers(pair))
+
+
 def all_charts(pair: Pair) -> tuple[Chart, ...]:
     """Return the charts of a comparison, in reading order."""
     charts: tuple[Chart | None, ...] = (
@@ -201,6 +207,7 @@ def all_charts(pair: Pair) -> tuple[Chart, ...]:
         change_by_depth(pair),
         change_against_size(pair),
         loss_curve(pair),
+        similarity_heatmap(pair) if _is_moved(pair) else None,
         *distributions(pair),
     )
     return tuple(chart for chart in charts if chart is not None)

@@ -84,7 +84,7 @@ A single NaN among thousands of weights ruins a network. It is named with its pl
 ## What cannot be known
 
 Names of variables work in place of files. These two share no tensor, so how far one moved from the other has
-no answer: it is `unknown`, with the reason. An analysis that is not built yet says so, and shows no value.""",
+no answer: it is `unknown`, with the reason.""",
     ),
     (
         "code",

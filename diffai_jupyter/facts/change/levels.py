@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,25 @@ MATRICES = 8
 ROWS = 64
 GROUPS = ((32, 16), (64, 16), (128, 16), (512, 256))
 """Group sizes that are looked at, each with the most levels that 4-bit or 8-bit codes give it."""
-LARGEST_CHANGE = 0.5
+COPY_COSINE = 0.7
+"""Gaussian numbers and copies of them in one bit have 0.80, the root of 2 / pi; two models have about 0."""
+
+
+def may_be_copy(a_squares: float, b_squares: float, d_squares: float) -> bool:
+    """Say whether B may be A in few bits: off by less than the norm of A, and along it.
+
+    Parameters
+    ----------
+    a_squares, b_squares, d_squares : float
+        Sums of squares of A, of B and of B - A.
+
+    Examples
+    --------
+    >>> may_be_copy(1.0, 1.31, 0.39), may_be_copy(1.0, 1.0, 2.0), may_be_copy(1.0, 4.0, 1.0)
+    (True, False, False)
+    """
+    product = (a_squares + b_squares - d_squares) / 2
+    return d_squares < a_squares and product >= COPY_COSINE * math.sqrt(a_squares) * math.sqrt(b_squares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +63,7 @@ class Levels:
 def quantized_levels(pair: Pair) -> tuple[Levels, ...]:
     """Return the matrices of B that stand on few levels where A's do not.
 
-    Looks at 64 sampled rows of the 8 largest changed matrices whose relative change is below 0.5.
+    Looks at 64 sampled rows of the 8 largest changed matrices that may be copies of A's.
     """
     chosen = [
         change
@@ -55,7 +74,9 @@ def quantized_levels(pair: Pair) -> tuple[Levels, ...]:
         and change.tensor.b.grid[0] > 1
         and change.tensor.b.grid[1] >= GROUPS[0][0]
         and change.tensor.b.dtype.bits > 8
-        and 0 < change.relative_change < LARGEST_CHANGE
+        and change.both is not None
+        and change.both.d_squares > 0
+        and may_be_copy(change.both.a_squares, change.both.b_squares, change.both.d_squares)
     ]
     chosen.sort(key=lambda change: (-(change.both.size if change.both else 0), change.tensor.name))
     found = []

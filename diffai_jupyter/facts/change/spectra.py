@@ -8,38 +8,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffai_jupyter.checkpoint.dtypes import Dtype, half_ulp
 from diffai_jupyter.checkpoint.quantized import Merged
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.changes import Status, TensorChange, changes
+from diffai_jupyter.facts.change.rounding import is_narrow, rank_without_echoes, rounding_edge, update_noise
+from diffai_jupyter.facts.change.singular import Grid, Matrix, largest_value
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.sample import seeded
 
 MATRICES = 32
 BLOCK_SIDE = 512
-NOISE_MARGIN = 1.1
+LARGEST_RANK = 256
 LEAST_CHANGED = 0.5
 MOST_RESIDUAL = 1.05
 LEAST_SIDE = 8
-KRYLOV_STEPS = 20
-ROUNDED_OFF = 1e-5
-
-Matrix = NDArray[np.float64]
 
 
 def largest_changes(pair: Pair, count: int = MATRICES) -> tuple[TensorChange, ...]:
-    """Return the changed matrices with the largest relative change, largest first."""
+    """Return the changed matrices with the largest relative change, largest first.
+
+    Left out are complex ones, and those of which more than half of the elements are NaN or infinite on a side.
+    """
     chosen = [
         change
         for change in changes(pair)
         if change.status is Status.CHANGED
         and change.tensor.is_parameter
         and change.tensor.b is not None
+        and change.tensor.b.dtype.kind == "float"
         and min(change.tensor.b.grid) > 1
         and change.both is not None
+        and 2 * change.both.finite >= change.both.size
         and change.both.d_squares > 0
     ]
     chosen.sort(key=lambda change: (-change.relative_change, change.tensor.name))
@@ -63,11 +65,13 @@ class UpdateRank:
     edge : float
         The rounding edge.
     residual : float
-        What stays below the edge, as a multiple of what rounding alone would leave there.
+        What stays below the edge, as a multiple of what rounding alone would leave there: ``noise^2 (m - r)(n - r)``.
     singular : tuple of float
-        The leading singular values of what was decomposed, at most 64.
+        The singular values of what was decomposed.
     changed : float
         Share of elements that changed; NaN where they were not counted.
+    noise : float
+        Root mean square of what rounding left in the update.
     """
 
     name: str
@@ -78,17 +82,19 @@ class UpdateRank:
     residual: float
     singular: tuple[float, ...]
     changed: float
+    noise: float = 0.0
 
     @property
     def is_low(self) -> bool:
         """Whether few singular values explain the update but for rounding.
 
-        At most a quarter of those that were decomposed stand above the edge, and what stays below is no
-        more than rounding leaves: a small update of full rank hides most of itself below the edge.
+        At most a quarter of all stand above the edge and no more than 256, half of a sub-block; what stays below is
+        no more than rounding leaves, as a small update of full rank hides most of itself below the edge; and not
+        only a few rows or columns changed, which is a low rank as well but not that of an adapter.
         """
-        if self.rank is None or self.residual > MOST_RESIDUAL:
+        if self.rank is None or self.residual > MOST_RESIDUAL or self.changed < LEAST_CHANGED:
             return False
-        return 1 <= self.rank <= min(*self.sides, BLOCK_SIDE) / 4
+        return 1 <= self.rank <= min(min(self.sides) / 4, LARGEST_RANK)
 
 
 @fact
@@ -99,7 +105,8 @@ def update_ranks(pair: Pair) -> tuple[UpdateRank, ...]:
     columns, drawn with a seed from name and shape, which keeps a rank below 512. The rank is the
     number of singular values above ``1.1 sigma (sqrt m + sqrt n)``, the edge of rounding noise, with
     ``sigma^2 = mean(ulp(A)^2 + ulp(B)^2 + ulp(B - A)^2) / 12``: A, B and the update itself may each have
-    been rounded. Where B is A with an adapter merged in, the update is the adapter's, and nothing was.
+    been rounded; less what `rank_without_echoes` takes off. Where B is A with an adapter merged in, the
+    update is the adapter's, and nothing was rounded.
 
     References: Widrow & Kollar 2008 (quantization noise); Bai & Yin 1993 (edge of a noise matrix).
     """
@@ -115,55 +122,56 @@ def _rank(change: TensorChange) -> UpdateRank:
         raise ValueError(msg)
     n_rows, n_cols = b.grid
     rows, cols = _places(change.tensor.name, n_rows, "rows"), _places(change.tensor.name, n_cols, "cols")
-    delta, sigma = _delta(a, b, rows, cols)
-    singular = np.linalg.svd(delta, compute_uv=False)
-    edge = NOISE_MARGIN * sigma * (math.sqrt(delta.shape[0]) + math.sqrt(delta.shape[1]))
-    # The decomposition itself is no more exact than this.
-    edge = max(edge, float(singular.max(initial=0.0)) * max(delta.shape) * float(np.finfo(np.float64).eps))
-    below = float(np.square(singular[singular <= edge]).sum())
-    share = math.nan if both.changed is None else both.changed / both.size
-    is_hidden = share < LEAST_CHANGED or min(n_rows, n_cols) < LEAST_SIDE
-    return UpdateRank(
-        change.tensor.shown_name,
-        None if is_hidden else int(np.count_nonzero(singular > edge)),
-        (n_rows, n_cols),
-        len(rows) == n_rows and len(cols) == n_cols,
-        edge,
-        below / max(sigma * sigma * delta.size, edge * edge) if edge else 0.0,
-        tuple(float(s) for s in singular[:64]),
-        share,
-    )
-
-
-def _delta(a: Tensor, b: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> tuple[Matrix, float]:
-    """Return a block of the update, and the root mean square of what rounding left in it."""
-    for base, merged, sign in ((a, b, 1.0), (b, a, -1.0)):
-        if isinstance(merged, Merged) and merged.base is base:
-            # The update is there by itself: what was rounded in the base is the same on both sides.
-            delta, sigma = sign * _block(merged.update, rows, cols), 0.0
-            break
+    alone = lone_update(a, b)
+    block_a = block_b = None
+    if alone is not None:
+        # The update is there by itself: what was rounded in the base is the same on both sides.
+        delta, noise = alone[1] * _block(alone[0], rows, cols), 0.0
     else:
         block_a, block_b = _block(a, rows, cols), _block(b, rows, cols)
         delta = block_b - block_a
-        sigma = math.hypot(
-            rounding_noise(a.dtype, block_a), rounding_noise(b.dtype, block_b), rounding_noise(b.dtype, delta)
-        )
-    delta[~np.isfinite(delta)] = 0.0
-    return delta, sigma
+        noise = update_noise((block_a, a.dtype), (block_b, b.dtype))
+    delta = _finite(delta)
+    singular = np.linalg.svd(delta, compute_uv=False)
+    # The decomposition itself is no more exact than this.
+    exact = float(singular.max(initial=0.0)) * max(delta.shape) * float(np.finfo(np.float64).eps)
+    edge = max(rounding_edge(noise, *delta.shape), exact)
+    rank = int(np.count_nonzero(singular > edge))
+    below = float(np.square(singular[rank:]).sum())
+    left = (delta.shape[0] - rank) * (delta.shape[1] - rank)
+    if block_a is not None and block_b is not None:
+        update, base, other = (_held(change.tensor.name, x) for x in (delta, _finite(block_a), _finite(block_b)))
+        rank = rank_without_echoes(rank, update, (base, a.dtype), (other, b.dtype))
+    share = math.nan if both.changed is None else both.changed / both.size
+    is_whole = len(rows) == n_rows and len(cols) == n_cols
+    is_hidden = share < LEAST_CHANGED and (not is_whole or is_narrow(a.dtype) or is_narrow(b.dtype))
+    return UpdateRank(
+        change.tensor.shown_name,
+        None if is_hidden or min(n_rows, n_cols) < LEAST_SIDE else rank,
+        (n_rows, n_cols),
+        is_whole,
+        edge,
+        below / max(noise * noise * left, edge * edge) if edge else 0.0,
+        tuple(float(s) for s in singular),
+        share,
+        noise,
+    )
 
 
-def rounding_noise(dtype: Dtype, values: Matrix) -> float:
-    """Return the root mean square error of values that were rounded to `dtype`.
+def lone_update(a: Tensor, b: Tensor) -> tuple[Tensor, float] | None:
+    """Return the update of an adapter and its sign, where one side is the other with the adapter merged in."""
+    for base, merged, sign in ((a, b, 1.0), (b, a, -1.0)):
+        if isinstance(merged, Merged) and merged.base is base:
+            return merged.update, sign
+    return None
 
-    Parameters
-    ----------
-    dtype : Dtype
-        Storage dtype of `values`.
-    values : ndarray of float64, shape (rows, cols)
-    """
-    finite = values[np.isfinite(values)]
-    gap = 2 * half_ulp(dtype, finite)
-    return math.sqrt(float(np.mean(gap * gap)) / 12) if finite.size else 0.0
+
+def _held(name: str, values: Matrix) -> Grid:
+    return Grid(name, values.shape[0], values.shape[1], lambda rows, cols: values[slice(*rows), slice(*cols)])
+
+
+def _finite(values: Matrix) -> Matrix:
+    return values if np.isfinite(values).all() else np.where(np.isfinite(values), values, 0.0)
 
 
 def _places(name: str, length: int, axis: str) -> NDArray[np.int64]:
@@ -234,20 +242,5 @@ def _spectral_norm(pair: Pair, tensor: Tensor) -> float:
     if scale == 0:
         return 0.0
     matrix = np.asarray(values / scale, dtype=np.float32)
-    # Golub & Kahan 1965: the largest singular value within the space of the power iterates, which is never
-    # too large and converges where the plain iteration, of the same cost, is still percents too small.
-    steps = min(KRYLOV_STEPS, *matrix.shape)
-    basis = np.zeros((steps, matrix.shape[1]), dtype=np.float32)
-    images = np.zeros((steps, matrix.shape[0]), dtype=np.float32)
-    vector = np.asarray(np.random.default_rng(0).standard_normal(matrix.shape[1]), dtype=np.float32)
-    for k in range(steps):
-        before = float(np.linalg.norm(vector))
-        for _ in range(2):
-            vector -= basis[:k].T @ (basis[:k] @ vector)
-        length = float(np.linalg.norm(vector))
-        if length <= ROUNDED_OFF * before:
-            break
-        basis[k] = vector / length
-        images[k] = matrix @ basis[k]
-        vector = matrix.T @ images[k]
-    return float(np.linalg.norm(images, 2)) * scale
+    start = np.asarray(np.random.default_rng(0).standard_normal(matrix.shape[1]))
+    return largest_value([(0, matrix)], len(matrix), start) * scale

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from diffai_jupyter.checkpoint.tensor import Tensor
+from diffai_jupyter.checkpoint.views import Reordered
 from diffai_jupyter.facts import fact
+from diffai_jupyter.facts.alignment.alignment import alignment_made
 from diffai_jupyter.facts.change.changes import Status, TensorChange, changes
-from diffai_jupyter.facts.change.levels import LARGEST_CHANGE, quantized_levels
+from diffai_jupyter.facts.change.levels import may_be_copy, quantized_levels
 from diffai_jupyter.facts.change.permutation import permutation
 from diffai_jupyter.facts.change.spectra import UpdateRank, update_ranks
 from diffai_jupyter.scan.kernel import Both, Side
@@ -84,12 +86,21 @@ def update_type(pair: Pair) -> UpdateType:
     found = changes(pair)
     counts = dict(Counter(change.status for change in found))
     kind, numbers = _kind(pair, found, counts)
-    is_equal = kind in (Kind.IDENTICAL, Kind.RENAMED, Kind.RESHARDED) or (
-        kind is Kind.CAST and _is_exact(found) and not counts.get(Status.UNREAD)
-    )
+    moved = made.moved if (made := alignment_made(pair)) else 0
+    if moved and kind in (Kind.IDENTICAL, Kind.RENAMED, Kind.RESHARDED):
+        # Equal only in the order of A's units, which is not that of the file.
+        reordered = sum(isinstance(tensor, Reordered) for tensor in pair.b.tensors.values())
+        kind, numbers = Kind.PERMUTED, {"tensors": reordered, "orders": moved, "is_undone": True}
+    is_equal = moved == 0 and _is_equal(kind, found, counts)
     is_sampled = kind is Kind.LOW_RANK and not all(rank.is_whole for rank in update_ranks(pair))
     is_estimated = is_sampled or (kind is Kind.QUANTIZED and "levels" in numbers)
     return UpdateType(kind, numbers, is_estimated, is_equal, counts)
+
+
+def _is_equal(kind: Kind, found: tuple[TensorChange, ...], counts: dict[Status, int]) -> bool:
+    if kind is Kind.CAST:
+        return _is_exact(found) and not counts.get(Status.UNREAD)
+    return kind in (Kind.IDENTICAL, Kind.RENAMED, Kind.RESHARDED)
 
 
 def _kind(
@@ -179,14 +190,13 @@ def _cast_numbers(found: tuple[TensorChange, ...]) -> dict[str, object]:
 def quantized_copy(found: tuple[TensorChange, ...]) -> dict[str, object]:
     """Return the numbers of matrices that are packed on one side, or differently on both; empty without such.
 
-    The packed side counts as a copy of the other only while it is off by at most half of the other's
-    norm: two different models are not each other's quantized copy.
+    Two different models are not each other's quantized copy: see `may_be_copy`.
     """
     changed = [change for change in found if change.status is Status.CHANGED]
     packed = [change for change in changed if is_packed_otherwise(change)]
     both = [change.both for change in packed if change.both is not None]
     d_squares, a_squares = math.fsum(b.d_squares for b in both), math.fsum(b.a_squares for b in both)
-    if not a_squares or d_squares > LARGEST_CHANGE**2 * a_squares:
+    if not may_be_copy(a_squares, math.fsum(b.b_squares for b in both), d_squares):
         return {}
     others = sum(change.is_changed_parameter and not is_packed_otherwise(change) for change in changed)
     error = math.sqrt(d_squares / a_squares)
@@ -207,7 +217,8 @@ def is_packed_otherwise(change: TensorChange) -> bool:
     a, b = change.tensor.a, change.tensor.b
     if change.both is None or a is None or b is None:
         return False
-    return a.dtype.packing != b.dtype.packing and "adapter" not in a.dtype.packing + b.dtype.packing
+    packings = a.dtype.packing + b.dtype.packing
+    return packings != "" and a.dtype != b.dtype and "adapter" not in packings
 
 
 def _packings(tensors: Sequence[Tensor | None]) -> str:
@@ -334,7 +345,7 @@ def is_low_rank(ranks: tuple[UpdateRank, ...]) -> bool:
 def _rank_numbers(
     ranks: tuple[UpdateRank, ...], changed: list[TensorChange], found: tuple[TensorChange, ...]
 ) -> dict[str, object]:
-    known = sorted(rank.rank for rank in ranks if rank.rank is not None)
+    known = sorted(rank.rank for rank in ranks if rank.is_low and rank.rank is not None)
     trained = sum(change.tensor.is_parameter and change.both is not None for change in found)
     return {
         "low": known[0],

@@ -172,11 +172,11 @@ def _kind(checkpoint: Checkpoint, anatomy: Anatomy) -> str:
 def _attention(checkpoint: Checkpoint, anatomy: Anatomy) -> list[str]:
     """Return the names of the projections of attention layers."""
     others = (name for name in checkpoint.tensors if is_latent(name) or _RELATIVE_ATTENTION.search(name))
-    adapted = (name for name in anatomy.names("adapter") if _adapted_role(name) in ATTENTION)
+    adapted = (name for name in anatomy.names("adapter") if adapted_role(name) in ATTENTION)
     return [*anatomy.names(*ATTENTION), *others, *adapted]
 
 
-def _adapted_role(name: str) -> str:
+def adapted_role(name: str) -> str:
     """Return the role of the weight that an adapter is for."""
     weight = _ADAPTER_END.sub("", name) + ".weight"
     return role_of(pattern_of(weight), Traits(2, is_integral=False, is_vocabulary=False, is_line=False, is_grid=True))

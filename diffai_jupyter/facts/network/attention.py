@@ -14,8 +14,14 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 _ATTENTION = re.compile(r"^.*?att[^_]*", re.IGNORECASE)
 _WINDOW_KEYS = ("sliding_window", "local_attention", "attention_chunk_size")
 _LOCAL_KINDS = ("sliding", "local", "chunked")
-_LATENT = {"q_b_proj": "q", "kv_a_proj_with_mqa": "latent", "kv_b_proj": "kv", "q_a_proj": "", "kv_a_proj": "latent"}
-"""Projections of multi-head latent attention and what they give; of the compressed query, nothing that is scored."""
+LATENT: Mapping[str, str] = {
+    "q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a", "kv_a_proj": "kv_a", "kv_b_proj": "kv_b",
+    "attn_q_a": "q_a", "attn_q_b": "q_b", "attn_kv_a_mqa": "kv_a", "attn_kv_b": "kv_b",
+    "attn_k_b": "k_b", "attn_v_b": "v_b",
+}  # fmt: skip
+"""Projections of multi-head latent attention: into the compressed vectors, and out of them. GGUF may cut the last."""
+_GIVES = {"q_b": "q", "kv_a": "latent", "kv_b": "kv"}
+"""What they give that is scored or kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +66,26 @@ def path_of(name: str) -> str:
     index = max((i for i, piece in enumerate(pieces) if piece.isdigit() and i < max(said)), default=-1)
     place = min(i for i in said if i > index)
     # A list of layers is numbered: attention_blocks.0
-    number = pieces[place + 1 : place + 2] if pieces[place + 1].isdigit() else []
-    return ".".join([*pieces[:place], pieces[place] if number else said[place], *number])
+    number = [piece for piece in pieces[place + 1 : place + 2] if piece.isdigit()]
+    # Only of the module that holds the matrix, such as attn_q, a part of the name is the layer.
+    is_layer = bool(number) or place < len(pieces) - 2
+    return ".".join([*pieces[:place], pieces[place] if is_layer else said[place], *number])
+
+
+def latent_role(name: str) -> str:
+    """Return which projection of multi-head latent attention a matrix is; an empty string if none.
+
+    Examples
+    --------
+    >>> latent_role("model.layers.0.self_attn.kv_a_proj_with_mqa.weight"), latent_role("blk.0.attn_q.weight")
+    ('kv_a', '')
+    """
+    return LATENT.get(_module(name), "")
 
 
 def is_latent(name: str) -> bool:
     """Say whether a matrix is a projection of multi-head latent attention."""
-    return _module(name) in _LATENT
+    return _module(name) in LATENT
 
 
 def attention_widths(
@@ -86,7 +105,8 @@ def attention_widths(
     layers: dict[str, dict[str, Tensor]] = {}
     firsts: dict[str, str] = {}
     for name, tensor in tensors.items():
-        role = _LATENT.get(_module(name), anatomy.parts[name].role)
+        latent = latent_role(name)
+        role = _GIVES.get(latent, "") if latent else anatomy.parts[name].role
         if len(tensor.shape) != 2 or role not in ("q", "k", "v", "o", "qkv", "latent", "kv", "matrix"):
             continue
         path = path_of(name)

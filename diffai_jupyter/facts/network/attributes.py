@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from diffai_jupyter.checkpoint.anatomy import Anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint
+from diffai_jupyter.checkpoint.names import QUERY_NORMS
 from diffai_jupyter.checkpoint.pieces import HEAD_KEYS, KV_HEAD_KEYS, heads_of
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Value, derived, measured, reported, unknown
@@ -17,7 +18,7 @@ _CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "n_ctx", "seq_length",
     "max_sequence_length",
 )  # fmt: skip
-_QUERY_NORM = re.compile(r"(?:q_norm|q_layernorm|attn_q_norm)\.weight$")
+_QUERY_NORM = re.compile(rf"(?:{QUERY_NORMS})\.weight$")
 _RELATIVE = re.compile(r"relative_attention_bias\.weight$")
 _RELATIVE_TABLE = re.compile(r"relative_attention_bias|relative_position_bias|rel_pos")
 _SINKS = re.compile(r"\.sinks$")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from diffai_jupyter.checkpoint.model import Json, Note, Training
@@ -38,6 +38,8 @@ class Container:
         Names of the tensors in the order of the model; empty where the file does not keep it.
     notes : tuple of Note
         What the reader must be told.
+    words : callable, optional
+        Reads the tokens by row, where the file lists them.
     """
 
     file: Storage
@@ -49,3 +51,4 @@ class Container:
     optimizer: OptimizerState | None = None
     order: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
+    words: Callable[[], Mapping[int, str]] | None = None

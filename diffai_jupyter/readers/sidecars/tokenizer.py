@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -14,6 +16,13 @@ from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers.documents import DOCUMENT_LIMIT
 from diffai_jupyter.readers.formats.onnx.wire import RANGE, Wire
 from diffai_jupyter.readers.sidecars.folder import SidecarFolder
+from diffai_jupyter.readers.sidecars.tokens import (
+    words_of_fast,
+    words_of_lines,
+    words_of_model,
+    words_of_pairs,
+    words_of_tekken,
+)
 
 _MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _LIMIT = 64 << 20
@@ -39,7 +48,7 @@ def _read_fast(files: SidecarFolder) -> Tokenizer | None:
     raw = files.content(name, DOCUMENT_LIMIT)
     key = hashlib.sha256(raw).digest()
     if key in _KNOWN:
-        return _KNOWN[key]
+        return replace(_KNOWN[key], words=partial(words_of_fast, files))
     content = files.document(name) if raw else {}
     if not content:
         return None
@@ -55,7 +64,8 @@ def _read_fast(files: SidecarFolder) -> Tokenizer | None:
     while len(_KNOWN) >= _REMEMBERED:
         _KNOWN.pop(next(iter(_KNOWN)))
     _KNOWN[key] = found
-    return found
+    # A file of the same content that was opened before may be gone by now.
+    return replace(found, words=partial(words_of_fast, files))
 
 
 def _read_pairs(files: SidecarFolder) -> Tokenizer | None:
@@ -68,7 +78,8 @@ def _read_pairs(files: SidecarFolder) -> Tokenizer | None:
     lines = [line.rstrip("\r") for line in merges.split("\n")]
     pairs = [line for i, line in enumerate(lines) if line and not (i == 0 and line.startswith("#version"))]
     names = ("vocab.json", *(("merges.txt",) if merges else ()), *(("added_tokens.json",) if added else ()))
-    return Tokenizer(_digest([vocabulary, pairs, added]), len({*vocabulary, *added}), names)
+    size = len({*vocabulary, *added})
+    return Tokenizer(_digest([vocabulary, pairs, added]), size, names, partial(words_of_pairs, files))
 
 
 def _read_words(files: SidecarFolder) -> Tokenizer | None:
@@ -79,7 +90,8 @@ def _read_words(files: SidecarFolder) -> Tokenizer | None:
     words = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
     added = files.document("added_tokens.json")
     names = ("vocab.txt", *(("added_tokens.json",) if added else ()))
-    return Tokenizer(_digest([words, added]), len({*words, *added}), names)
+    size = len({*words, *added})
+    return Tokenizer(_digest([words, added]), size, names, partial(words_of_lines, files, _LIMIT))
 
 
 def _read_tekken(files: SidecarFolder) -> Tokenizer | None:
@@ -89,7 +101,8 @@ def _read_tekken(files: SidecarFolder) -> Tokenizer | None:
         return None
     config = content.get("config")
     size = config.get("default_vocab_size") if isinstance(config, dict) else None
-    return Tokenizer(_digest(content), size if type(size) is int and size > 0 else None, ("tekken.json",))
+    known = size if type(size) is int and size > 0 else None
+    return Tokenizer(_digest(content), known, ("tekken.json",), partial(words_of_tekken, files))
 
 
 def _read_model(files: SidecarFolder) -> Tokenizer | None:
@@ -108,7 +121,8 @@ def _read_model(files: SidecarFolder) -> Tokenizer | None:
         digest = hashlib.sha256(raw.tobytes())
         digest.update(_canonical(added) if added else b"")
         names = (name, *(("added_tokens.json",) if added else ()))
-        return Tokenizer(digest.hexdigest(), None if size is None else size + len(added), names)
+        size = None if size is None else size + len(added)
+        return Tokenizer(digest.hexdigest(), size, names, partial(words_of_model, files, name, _LIMIT))
     return None
 
 

@@ -106,6 +106,7 @@ def _assemble(shards: Shards, place: Place, source: str, only: str = "") -> Chec
         tokenizer=beside.tokenizer,
         notes=(*shards.notes, *beside.notes, *notes),
         missing=tuple(sorted(shards.missing)),
+        words=shards.words or dict,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -38,6 +38,7 @@ class Shards:
     order: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    words: Callable[[], Mapping[int, str]] | None = None
 
     def warn(self, template: str, **said: object) -> None:
         """Add a note that lowers the trust in the comparison."""
@@ -54,6 +55,7 @@ class Shards:
         self._take(container.file, container.format, container.metadata, container.config)
         self.training = strongest(self.training, container.training)
         self.optimizer = self.optimizer or container.optimizer
+        self.words = self.words or container.words
         self.order.extend(container.order)
         self.notes.extend(container.notes)
         for name in names:

@@ -17,7 +17,7 @@ from diffai_jupyter.wording import plural
 Number = int | float | bool
 
 _SHOWN_ITEMS = 64
-_TOKENS = "tokenizer.ggml.tokens"
+TOKENS = "tokenizer.ggml.tokens"
 _FILE_TYPE = "general.file_type"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -64,11 +64,14 @@ class Listed:
         How many.
     items : tuple of numbers, optional
         The numbers of a short list.
+    place : tuple of int, optional
+        First byte of a list of texts in the file, and one past its last.
     """
 
     what: str
     count: int
     items: tuple[Number, ...] | None = None
+    place: tuple[int, int] | None = None
 
 
 Stated = Number | str | Listed
@@ -98,7 +101,7 @@ def config_of(stated: Mapping[str, Stated], tensors: Container[str]) -> dict[str
         found = _single(stated.get(f"{architecture}.{key}"))
         if found is not None:
             config[name] = found
-    tokens = stated.get(_TOKENS)
+    tokens = stated.get(TOKENS)
     if isinstance(tokens, Listed):
         config.setdefault("vocab_size", tokens.count)
     # One of several files does not tell what the others hold.

@@ -11,8 +11,9 @@ GGUF specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (v
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NoReturn
 
@@ -24,7 +25,7 @@ from diffai_jupyter.errors import FormatError
 from diffai_jupyter.readers.formats.container import TENSOR_LIMIT, Container
 from diffai_jupyter.readers.formats.extents import checked_shape
 from diffai_jupyter.readers.formats.gguf.blocks import REMOVED, TYPES, GgmlType, block_bytes, ggml_tensor
-from diffai_jupyter.readers.formats.gguf.config import Listed, Number, Stated, config_of, metadata_of
+from diffai_jupyter.readers.formats.gguf.config import TOKENS, Listed, Number, Stated, config_of, metadata_of
 from diffai_jupyter.wording import plural, show_name
 
 KEY_LIMIT = 10_000
@@ -91,7 +92,8 @@ def read_gguf(file: Storage) -> Container:
         name: ggml_tensor(file, start + entry.begin, entry.shape, entry.kind, name, walk.is_swapped)
         for name, entry in sorted(entries.items())
     }
-    return Container(file, "gguf", tensors, metadata_of(stated), config_of(stated, tensors))
+    config = config_of(stated, tensors)
+    return Container(file, "gguf", tensors, metadata_of(stated), config, words=_words(walk, file, stated.get(TOKENS)))
 
 
 class _Walk:
@@ -179,8 +181,9 @@ class _Walk:
             return Listed("number", count)
         if kind == _TEXT:
             self._check_left(count * _LEAST_TEXT, key)
+            start = self.offset
             self._skip_texts(key, count)
-            return Listed("text", count)
+            return Listed("text", count, place=(start, self.offset))
         if kind != _LIST:
             _refuse(self.path, f"key '{show_name(key)}' has values of an unknown kind, {kind}", self.offset - 12)
         self._check_left(count * _LEAST_LIST, key)
@@ -236,6 +239,26 @@ class _Walk:
         self._at += count
         if self._at > len(self._data):
             self._data, self._start, self._at = b"", self.offset, 0
+
+
+def _words(walk: _Walk, file: Storage, tokens: Stated | None) -> Callable[[], Mapping[int, str]] | None:
+    """Return what reads the tokens, where the header lists them."""
+    if not isinstance(tokens, Listed) or tokens.place is None:
+        return None
+    return partial(_texts, file, tokens.place, walk.order)
+
+
+def _texts(file: Storage, place: tuple[int, int], order: str) -> dict[int, str]:
+    """Read a list of texts that was walked through before."""
+    raw = file.read(place[0], place[1] - place[0]).tobytes()
+    length_at = struct.Struct(f"{order}Q").unpack_from
+    found: dict[int, str] = {}
+    at = 0
+    while at + 8 <= len(raw):
+        length = length_at(raw, at)[0]
+        found[len(found)] = raw[at + 8 : at + 8 + length].decode("utf-8", "surrogateescape")
+        at += 8 + length
+    return found
 
 
 def _exact(code: str, found: tuple[Number, ...]) -> tuple[Number, ...]:

@@ -1,0 +1,1 @@
+"""Facts about tables of embeddings: how rows moved, and which of them lie together."""

@@ -1,0 +1,1 @@
+"""Which layers read their input alike: matrices compared with matrices, within a checkpoint and across two."""

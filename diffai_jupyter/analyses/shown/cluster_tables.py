@@ -110,7 +110,7 @@ def _crossed(rows: Entities, found: Clusters) -> Table:
         "From cluster to cluster",
         (
             Column("in A", Align.TEXT), Column("in B", Align.TEXT), Column(stands_for(rows)),
-            Column("% of the cluster of A"), Column("", Align.TEXT),
+            Column("% of the cluster of A"), Column("fate", Align.TEXT),
         ),
         tuple(
             (

@@ -19,9 +19,9 @@ _DECIMALS = 4
 
 
 def similarity_heatmap(pair: Pair) -> Matrix | None:
-    """Draw the similarity of every layer of A to every layer of B; None where there is nothing to compare."""
+    """Draw the similarity of every layer of A to every layer of B; None where there is one at most on a side."""
     found = if_known(lambda: similarity(pair))
-    if found is None:
+    if found is None or min(found.cells.shape) < 2:
         return None
     row, column, most = found.closest()
     own, other = found.mean(is_own=True), found.mean(is_own=False)

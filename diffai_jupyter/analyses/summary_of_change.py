@@ -36,6 +36,7 @@ from diffai_jupyter.evidence import (
     Unknowable,
     derived,
     estimated,
+    if_known,
     ladder,
     measured,
     unknown,
@@ -51,12 +52,15 @@ from diffai_jupyter.facts.change.changes import (
 from diffai_jupyter.facts.change.lineage import is_independent, lineage
 from diffai_jupyter.facts.change.power_law import PowerLaw, power_laws, probability_of_fall
 from diffai_jupyter.facts.change.spectra import UpdateRank, largest_changes, update_ranks
+from diffai_jupyter.facts.change.tails import tails
 from diffai_jupyter.facts.change.update_spectra import MOST_ELEMENTS, update_spectra
 from diffai_jupyter.facts.change.update_type import Kind, is_low_rank, update_type
 from diffai_jupyter.scan.pair import Pair, Rule
 from diffai_jupyter.wording import Name, plural
 
 LISTED = 20
+TAILS_CONFIDENCE = 0.9
+"""Held in 93 % of the runs of the project's study of 240 small networks (E10)."""
 TAIL = 0.025
 """Probability on either side of an interval of two standard errors."""
 _TRAINED_KINDS = (Kind.LOW_RANK, Kind.HEAD, Kind.EMBEDDING, Kind.NORM_BIAS, Kind.PART, Kind.FULL)
@@ -147,7 +151,7 @@ def change_summary(pair: Pair, thresholds: Thresholds) -> Result:
     if found:
         rows = tuple((pattern.name, pattern.because) for pattern in found)
         blocks.append(Table("Patterns", (Column("pattern", Align.TEXT), Column("because", Align.TEXT)), rows))
-    blocks.append(alignment_table(pair))
+    blocks += [alignment_table(pair), _order(pair)]
     unreached: list[str] = []
     if changed:
         blocks.append(_layer_table(pair))
@@ -174,6 +178,18 @@ def _origin(pair: Pair) -> Notice | None:
         "are, not what training did.",
         {"cosine": lineage(pair).cosine},
     )
+
+
+def _order(pair: Pair) -> Facts | None:
+    """Say which of the two seems to have been trained on to the other; advice, on which no verdict rests."""
+    found = if_known(lambda: tails(pair))
+    if found is None or found.a == found.b:
+        return None
+    source = f"mean kurtosis of {plural(found.matrices, 'matrix', 'matrices')}: {found.a:.4g} in A, {found.b:.4g} in B"
+    first = "A" if found.a < found.b else "B"
+    note = "tails of weights grow as training goes on; advice, no verdict rests on it"
+    value = estimated(first, TAILS_CONFIDENCE, source, assumption="one of the two was trained on to the other")
+    return Facts((Fact("Trained first", value, note=note),), "By the weights alone")
 
 
 def _layer_table(pair: Pair) -> Table:

@@ -21,7 +21,7 @@ from diffai_jupyter.facts.change.rounding_detail import (
     columns_of,
     keep_worst,
     kept_sqnr,
-    kurtosis,
+    kurtosis_of,
     outlier_columns,
     rank_correlation,
     stored_in,
@@ -46,13 +46,13 @@ def error_of(values: np.ndarray, levels: int = 7, bits: int = 4) -> TensorError:
 def test_kurtosis_is_that_of_scipy(values):
     expected = scipy_stats.kurtosis(values.astype("f4").astype("f8"), axis=None, fisher=False)
     # About zero and about the mean are the same for symmetric numbers, up to chance.
-    assert kurtosis(error_of(values.astype("f4"))) == pytest.approx(expected, rel=5e-3)
+    assert kurtosis_of(error_of(values.astype("f4"))) == pytest.approx(expected, rel=5e-3)
 
 
 def test_kurtosis_of_a_larger_matrix_is_read_off_a_sample():
     values = DRAW.standard_t(9, (1024, 1024)).astype("f4")
     exact = float(np.mean(values.astype("f8") ** 4) / np.mean(values.astype("f8") ** 2) ** 2)
-    assert kurtosis(error_of(values)) == pytest.approx(exact, rel=0.05)
+    assert kurtosis_of(error_of(values)) == pytest.approx(exact, rel=0.05)
 
 
 def with_outlier(column: int = 37, factor: float = 20.0) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_a_planted_outlier_column_is_found():
     assert found["w"].column == 37
     assert found["w"].ratio == pytest.approx(norms[37] / np.median(norms), rel=1e-9)
     assert (found["w"].rows, found["w"].all_rows) == (96, 96)
-    assert kurtosis(error_of(values)) > 20
+    assert kurtosis_of(error_of(values)) > 20
 
 
 def test_numbers_that_are_none_count_as_nothing():

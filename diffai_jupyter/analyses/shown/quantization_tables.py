@@ -13,7 +13,7 @@ from diffai_jupyter.facts.change.rounding_detail import (
     Columns,
     Kept,
     kept_sqnr,
-    kurtosis,
+    kurtosis_of,
     outlier_columns,
     rank_correlation,
     stored_in,
@@ -86,7 +86,7 @@ def _explained(tensors: Sequence[TensorError]) -> float | None:
     known = [
         (k, tensor.sqnr)
         for tensor in tensors
-        if math.isfinite(tensor.sqnr) and min(tensor.a.grid) > 1 and (k := kurtosis(tensor)) is not None
+        if math.isfinite(tensor.sqnr) and min(tensor.a.grid) > 1 and (k := kurtosis_of(tensor)) is not None
     ]
     return rank_correlation(*zip(*known, strict=True)) if len(known) >= LEAST_RANKED else None
 
@@ -157,7 +157,7 @@ def _row(tensor: TensorError, column: Columns | None) -> tuple[Cell, ...]:
     outlier = f"{column.column}: {column.ratio:.1f}x" if column else ""
     return (
         Name(tensor.name), _bits(tensor.bits), _decibels(tensor.sqnr), _finite(tensor.both.largest),
-        _finite(round(tensor.both.cosine, 6)), _finite(kurtosis(tensor)), outlier,
+        _finite(round(tensor.both.cosine, 6)), _finite(kurtosis_of(tensor)), outlier,
     )  # fmt: skip
 
 

@@ -21,12 +21,10 @@ from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.quantization import TensorError, rounding_error, to_decibels
+from diffai_jupyter.facts.change.tails import kurtosis
 from diffai_jupyter.facts.network.cost import stored_elements
-from diffai_jupyter.scan.kernel import Side
-from diffai_jupyter.scan.magnitudes import Magnitudes
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.sample import seeded
-from diffai_jupyter.scan.stats import SideStats
 
 LOOKED_AT = 20
 """Tensors, the worst first, whose columns are read."""
@@ -176,26 +174,10 @@ def _runs(n_rows: int, n_cols: int, name: str) -> list[tuple[int, int]]:
     return [(top, min(n_rows, top + height)) for top in range(0, n_rows, height)]
 
 
-def kurtosis(error: TensorError) -> float | None:
-    """Return the kurtosis of A about zero: 3 for normal numbers, the more the rarer and larger its outliers.
-
-    It is read off the sample of the pass, 262,144 elements; exact up to the width of its bins, 0.1 %.
-    """
+def kurtosis_of(error: TensorError) -> float | None:
+    """Return the kurtosis of A."""
     record = error.change.stats
-    return _kurtosis(record.digest.magnitudes[0], record.a)
-
-
-def _kurtosis(spread: Magnitudes | None, side: SideStats | None) -> float | None:
-    if spread is None or side is None or not side.finite:
-        return None
-    held = spread.counts > 0
-    with np.errstate(over="ignore", under="ignore"):
-        fourth = float((np.square(spread.squares[held]) / spread.counts[held]).sum())
-        second = float(spread.squares.sum())
-    zeros = side.count(Side.ZEROS)
-    elements = spread.sampled * side.finite / max(1, side.finite - max(0, zeros))
-    found = elements * fourth / second**2 if second else math.nan
-    return found if math.isfinite(found) else None
+    return kurtosis(record.digest.magnitudes[0], record.a)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffai_jupyter.errors import DiffaiError
 
-SECONDS = 2.0
+SECONDS = 30.0
 MOST_BYTES = 256 << 20
 
 
@@ -66,7 +66,7 @@ def survive(path: Path, contents: Iterable[bytes], read: Callable[[Path], Any]) 
     Raises
     ------
     AssertionError
-        Naming the first content that raised a foreign error, ran over 2 s of processor time, or took more
+        Naming the first content that raised a foreign error, ran over 30 s of processor time, or took more
         than 256 MiB of memory; it is left at `path`.
     """
     read_well = refused = 0

@@ -173,7 +173,7 @@ class TestPowerLaws:
     def test_exponent_is_estimated_with_a_confidence(self):
         draw = np.random.default_rng(0)
         a = {f"l{i}.weight": draw.standard_normal((120, 100)) for i in range(3)}
-        (facts,) = (block for block in self.run(a, noised(a, 0.1)).blocks if isinstance(block, Facts))
+        *_, facts = (block for block in self.run(a, noised(a, 0.1)).blocks if isinstance(block, Facts))
         value = facts.facts[0].value
         assert value.evidence is Evidence.ESTIMATED
         assert 0 < value.confidence < 1

@@ -12,7 +12,7 @@ import math
 import numbers
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
@@ -110,13 +110,8 @@ def report_data(report: Report) -> Data:
         ],
         "children": [report_data(child) for child in report.children],
         # Only where asked for: they differ from run to run.
-        **({"timings": dict(_timings(report))} if report.timings else {}),
+        **({"timings": {stage: round(seconds, 3) for stage, seconds in report.timings}} if report.timings else {}),
     }
-
-
-def _timings(report: Report) -> Iterator[tuple[str, float]]:
-    for stage, seconds in report.timings:
-        yield stage, round(seconds, 3)
 
 
 def render_json(report: Report) -> str:

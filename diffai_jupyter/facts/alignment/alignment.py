@@ -12,9 +12,9 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Reordered
 from diffai_jupyter.evidence import Unknowable, if_known
 from diffai_jupyter.facts import fact, give, known_already
-from diffai_jupyter.facts.alignment.groups import Group, groups
+from diffai_jupyter.facts.alignment.groups import Couple, Group, groups
 from diffai_jupyter.facts.alignment.matching import Orders, match, reordered
-from diffai_jupyter.scan.pair import Pair, PairedTensor
+from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.readings import settled
 from diffai_jupyter.wording import plural
@@ -161,10 +161,10 @@ def _note(found: Alignment) -> Note:
     return Note(words + (_LEFT if left else ""), said, is_warning=found.moved > 0)
 
 
-def _couples(pair: Pair) -> dict[str, PairedTensor]:
+def _couples(pair: Pair) -> dict[str, Couple]:
     """Return the tensors that stand whole and alike on both sides, by their stored name in B."""
     return {
-        tensor.name_b: tensor
+        tensor.name_b: Couple(tensor.name_b, tensor.a, tensor.b, tensor.part.layer)
         for tensor in settled(pair)
         if tensor.is_compared
         and tensor.a is not None
@@ -189,13 +189,10 @@ def _described(group: Group, orders: Orders, reason: str) -> AlignedGroup:
     return AlignedGroup(group.label, group.what, group.units, moved, len({m.name for m in group.members}), reason)
 
 
-def _squares(tensor: PairedTensor, orders: Orders) -> tuple[float, float, float]:
+def _squares(tensor: Couple, orders: Orders) -> tuple[float, float, float]:
     """Return the sums of squares of A, and of B - A before and after, over elements that are finite on both sides."""
-    if tensor.a is None or tensor.b is None:
-        msg = "a couple has two sides"
-        raise ValueError(msg)
     a, b = (np.asarray(side.read_all(), dtype=np.float64) for side in (tensor.a, tensor.b))
-    after = reordered(b, tensor.name_b, orders)
+    after = reordered(b, tensor.name, orders)
     finite = np.isfinite(a)
     sums = [float(np.square(a[finite]).sum())]
     for values in (b, after):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from diffai_jupyter.evidence import if_known
 from diffai_jupyter.facts.alignment.chains import Module, chains
 from diffai_jupyter.facts.attention.layers import Heads, attention_b
 from diffai_jupyter.facts.network.attention import path_of
-from diffai_jupyter.scan.pair import Pair, PairedTensor
+from diffai_jupyter.scan.pair import Pair
 
 Places = NDArray[np.int64]
 
@@ -33,6 +34,25 @@ _PLACE = re.compile(
     r"^(?P<place>.*?block\.\d+\.(?:expert\.\d+\.)?(?:cross\.)?)(?P<role>q|k|v|o|qkv|up|gate|gate_up|down)\."
     r"(?P<kind>weight|bias)$"
 )
+
+
+class Couple(NamedTuple):
+    """A tensor that stands whole and alike on both sides.
+
+    Parameters
+    ----------
+    name : str
+        Stored name in B.
+    a, b : Tensor
+        The two sides, of equal shapes.
+    layer : str
+        Stored path of its module.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    layer: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,14 +101,14 @@ class Group:
         return len(self.members[0].places)
 
 
-def groups(pair: Pair, couples: Mapping[str, PairedTensor]) -> tuple[Group, ...]:
+def groups(pair: Pair, couples: Mapping[str, Couple]) -> tuple[Group, ...]:
     """Find the groups of hidden units of a pair.
 
     Parameters
     ----------
     pair : Pair
         The pair.
-    couples : mapping of str to PairedTensor
+    couples : mapping of str to Couple
         Tensors with a whole partner of the same shape, by their stored name in B.
 
     Returns
@@ -129,11 +149,11 @@ def _is_turned(names: Mapping[tuple[str, str], str], tensors: Mapping[str, Tenso
 
 
 def _feed_forward(
-    names: Mapping[tuple[str, str], str], couples: Mapping[str, PairedTensor], is_turned: bool
+    names: Mapping[tuple[str, str], str], couples: Mapping[str, Couple], is_turned: bool
 ) -> Iterator[Group]:
     """Yield the hidden units of one feed-forward part: rows of up and gate, columns of down."""
     down = couples.get(names.get(("down", "weight"), ""))
-    if down is None or down.b is None or len(down.b.shape) != 2:
+    if down is None or len(down.b.shape) != 2:
         return
     units = down.b.shape[0 if is_turned else 1]
     members = [_member(down, 0 if is_turned else 1, np.arange(units)[:, np.newaxis])]
@@ -143,21 +163,20 @@ def _feed_forward(
             if name is None:
                 continue
             tensor = couples.get(name)
-            length = 0 if tensor is None or tensor.b is None else _length(tensor.b, is_turned)
-            if tensor is None or length != copies * units:
+            if tensor is None or (length := _length(tensor.b, is_turned)) != copies * units:
                 return
             places = np.arange(length).reshape(copies, units).T
             members.append(_member(tensor, _axis(tensor, is_turned), places))
     if len(members) > 1:
-        yield Group(down.part.layer.rpartition(".")[0] or down.part.layer, "hidden units", tuple(members))
+        yield Group(down.layer.rpartition(".")[0] or down.layer, "hidden units", tuple(members))
 
 
 def _heads(
-    pair: Pair, names: Mapping[tuple[str, str], str], couples: Mapping[str, PairedTensor], heads: Heads, is_turned: bool
+    pair: Pair, names: Mapping[tuple[str, str], str], couples: Mapping[str, Couple], heads: Heads, is_turned: bool
 ) -> Iterator[Group]:
     """Yield the heads of one attention layer, and the query heads that share keys and values."""
     output = couples.get(names.get(("o", "weight"), ""))
-    if output is None or output.b is None or len(output.b.shape) != 2:
+    if output is None or len(output.b.shape) != 2:
         return
     each = heads.count // heads.shared
     sizes = {"q": each * heads.size, "k": heads.size, "v": heads.value_size}
@@ -165,12 +184,12 @@ def _heads(
     if output.b.shape[columns] != heads.count * heads.value_size:
         return
     shared = [_member(output, columns, _runs(heads.shared, each * heads.value_size))]
-    queries: list[tuple[PairedTensor, int, Places]] = [(output, columns, _runs(heads.count, heads.value_size))]
+    queries: list[tuple[Couple, int, Places]] = [(output, columns, _runs(heads.count, heads.value_size))]
     for (role, _), name in names.items():
         if role not in ("q", "k", "v", "qkv"):
             continue
         tensor = couples.get(name)
-        if tensor is None or tensor.b is None:
+        if tensor is None:
             return
         length, axis = _length(tensor.b, is_turned), _axis(tensor, is_turned)
         places = _places(pair, name, length)
@@ -230,9 +249,9 @@ def _length(tensor: Tensor, is_turned: bool) -> int:
     return tensor.shape[-1 if is_turned or len(tensor.shape) < 2 else 0] if tensor.shape else 0
 
 
-def _axis(tensor: PairedTensor, is_turned: bool) -> int:
-    return 1 if is_turned or tensor.b is None or len(tensor.b.shape) < 2 else 0
+def _axis(tensor: Couple, is_turned: bool) -> int:
+    return 1 if is_turned or len(tensor.b.shape) < 2 else 0
 
 
-def _member(tensor: PairedTensor, axis: int, places: Places) -> Member:
-    return Member(tensor.name_b, axis, places)
+def _member(tensor: Couple, axis: int, places: Places) -> Member:
+    return Member(tensor.name, axis, places)

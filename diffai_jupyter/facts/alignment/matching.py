@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Array
 from diffai_jupyter.evidence import Unknowable
-from diffai_jupyter.facts.alignment.groups import Group, Member
-from diffai_jupyter.scan.pair import PairedTensor
+from diffai_jupyter.facts.alignment.groups import Couple, Group, Member
 from diffai_jupyter.scan.run import Run
 
 SWEEPS = 20
@@ -26,7 +25,7 @@ Order = NDArray[np.int64]
 Orders = dict[tuple[str, int], Order]
 
 
-def match(run: Run, groups: tuple[Group, ...], couples: Mapping[str, PairedTensor]) -> tuple[Orders, dict[int, str]]:
+def match(run: Run, groups: tuple[Group, ...], couples: Mapping[str, Couple]) -> tuple[Orders, dict[int, str]]:
     """Find the orders, group after group, until none changes any more: at most 20 rounds.
 
     Each group is assigned at its best given the orders of the others, so that the distance never grows.
@@ -37,7 +36,7 @@ def match(run: Run, groups: tuple[Group, ...], couples: Mapping[str, PairedTenso
         How to compute.
     groups : tuple of Group
         The groups.
-    couples : mapping of str to PairedTensor
+    couples : mapping of str to Couple
         The tensors by stored name in B.
 
     Returns
@@ -67,7 +66,7 @@ def match(run: Run, groups: tuple[Group, ...], couples: Mapping[str, PairedTenso
     return {key: order for key, order in orders.items() if np.any(order != np.arange(len(order)))}, skipped
 
 
-def _assign(run: Run, group: Group, couples: Mapping[str, PairedTensor], orders: Orders) -> bool:
+def _assign(run: Run, group: Group, couples: Mapping[str, Couple], orders: Orders) -> bool:
     """Give one group its best order; say whether that changed anything."""
     from scipy.optimize import linear_sum_assignment
 
@@ -90,19 +89,15 @@ def _assign(run: Run, group: Group, couples: Mapping[str, PairedTensor], orders:
         return False
     for member in group.members:
         key = (member.name, member.axis)
-        grid = _grid(couples[member.name])
-        order = orders.get(key, np.arange(grid[member.axis]))
+        order = orders.get(key, np.arange(couples[member.name].b.grid[member.axis]))
         renewed = order.copy()
         renewed[member.places] = order[member.places[chosen]]
         orders[key] = renewed
     return True
 
 
-def _units(run: Run, tensor: PairedTensor, member: Member, orders: Orders) -> tuple[Array, Array]:
+def _units(run: Run, tensor: Couple, member: Member, orders: Orders) -> tuple[Array, Array]:
     """Return the weights of each unit in A and, as ordered so far, in B; shape (units, weights), float32."""
-    if tensor.a is None or tensor.b is None:
-        msg = "a couple has two sides"
-        raise ValueError(msg)
     found = []
     for values in (run.whole(tensor.a), reordered(run.whole(tensor.b), member.name, orders)):
         lines = values if member.axis == 0 else values.T
@@ -116,10 +111,3 @@ def reordered(values: Array, name: str, orders: Orders) -> Array:
     rows, cols = orders.get((name, 0)), orders.get((name, 1))
     values = values if rows is None else values[rows]
     return values if cols is None else values[:, cols]
-
-
-def _grid(tensor: PairedTensor) -> tuple[int, int]:
-    if tensor.b is None:
-        msg = "a couple has two sides"
-        raise ValueError(msg)
-    return tensor.b.grid

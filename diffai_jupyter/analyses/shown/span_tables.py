@@ -13,8 +13,7 @@ from diffai_jupyter.contract.blocks import Align, Block, Cell, Column, Curve, Ma
 from diffai_jupyter.evidence import Value, if_known
 from diffai_jupyter.facts.attention.bands import rotary_energy
 from diffai_jupyter.facts.attention.circuits import LayerCircuits
-from diffai_jupyter.facts.attention.spans import LayerReach, Reaches, known_windows, reaches
-from diffai_jupyter.facts.network.architecture import structure_a, structure_b
+from diffai_jupyter.facts.attention.spans import LayerReach, Reaches, known_windows, reaches, side_of
 from diffai_jupyter.facts.weights.stored import A, B
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import Name, write_value
@@ -34,7 +33,7 @@ def decided_table(pair: Pair, sides: Mapping[int, Value]) -> Table:
     """Say for each side what decides how far attention reaches."""
     rows: list[tuple[Cell, ...]] = []
     for side, name in _NAMES:
-        structure = structure_b(pair) if side == B else structure_a(pair)
+        _, structure = side_of(pair, side)
         found, windows, value = _known(pair, side), known_windows(pair, side), sides[side]
         seen = "none stated"
         if windows is not None:

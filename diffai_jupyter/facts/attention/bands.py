@@ -8,9 +8,8 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.attention.layers import Array64
 from diffai_jupyter.facts.attention.rotary import rotated_rows
+from diffai_jupyter.facts.attention.spans import side_of
 from diffai_jupyter.facts.attention.strength import layers_of, strengths
-from diffai_jupyter.facts.network.architecture import structure_a, structure_b
-from diffai_jupyter.facts.weights.stored import B
 from diffai_jupyter.scan.pair import Pair
 
 
@@ -38,8 +37,8 @@ def rotary_energy(pair: Pair, side: int) -> tuple[float, ...]:
     ----------
     Barbero et al. 2025, Round and Round We Go! What Makes Rotary Positional Encodings Useful?
     """
-    checkpoint = pair.b if side == B else pair.a
-    known = (structure_b(pair) if side == B else structure_a(pair)).attributes["positions"]
+    checkpoint, structure = side_of(pair, side)
+    known = structure.attributes["positions"]
     measured = {layer.name: layer for layer in strengths(pair, side).layers}
     shares: list[Array64] = []
     for layer in layers_of(pair, side):

@@ -151,7 +151,8 @@ class Windows:
         return self.span_of(max(self.widths.values()))
 
 
-def _side(pair: Pair, side: int) -> tuple[Checkpoint, Structure]:
+def side_of(pair: Pair, side: int) -> tuple[Checkpoint, Structure]:
+    """Return the checkpoint of one side, and how its network is built."""
     return (pair.b, structure_b(pair)) if side == B else (pair.a, structure_a(pair))
 
 
@@ -175,7 +176,7 @@ def positions(pair: Pair) -> int:
     """Return the length of the sequence that both sides are looked at on: 512, or the shorter context."""
     known = [MOST_POSITIONS]
     for side in (A, B):
-        context = _side(pair, side)[1].attributes["context"]
+        context = side_of(pair, side)[1].attributes["context"]
         if context.is_known and isinstance(context.value, int) and context.value >= LEAST_POSITIONS:
             known.append(context.value)
     return min(known)
@@ -190,7 +191,7 @@ def windows(pair: Pair, side: int) -> Windows:
     Unknowable
         ``NO_TARGET`` without self-attention; ``NEEDS_CONFIG`` where the configuration states no window, or no context.
     """
-    checkpoint, structure = _side(pair, side)
+    checkpoint, structure = side_of(pair, side)
     layers, config = self_attention(pair, side), language_config(checkpoint.config)
     if not isinstance(config.get("layer_types"), list) and any(key in config for key in _LAYERS_APART):
         raise Unknowable("NEEDS_CONFIG", missing="layer_types")
@@ -222,7 +223,7 @@ def reaches(pair: Pair, side: int) -> Reaches:
         ``NO_TARGET`` without self-attention; ``NEEDS_CONFIG`` where it is not known how positions are told apart, or
         how many heads there are; ``NEEDS_PROBE`` where they do not decide it.
     """
-    checkpoint, structure = _side(pair, side)
+    checkpoint, structure = side_of(pair, side)
     layers = self_attention(pair, side)
     known = structure.attributes["positions"]
     if known.reason is not None:
@@ -321,7 +322,7 @@ def _reach(scores: Array64, is_causal: bool) -> Reach:
 
 
 def _by_table(pair: Pair, side: int, layers: Sequence[AttentionLayer], config: Config) -> Reaches:
-    checkpoint, _ = _side(pair, side)
+    checkpoint, _ = side_of(pair, side)
     anatomy = pair.anatomy_b if side == B else pair.anatomy_a
     found, count = [], positions(pair)
     misses: list[Unknowable] = []

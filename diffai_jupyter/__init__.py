@@ -33,6 +33,7 @@ _HOMES = {
     "compare": "comparison",
     "load_ipython_extension": "notebook",
     "open_checkpoint": "readers",
+    "panel": "notebook.panel",
     "unload_ipython_extension": "notebook",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "compare",
     "load_ipython_extension",
     "open_checkpoint",
+    "panel",
     "unload_ipython_extension",
 ]
 

@@ -37,6 +37,7 @@ Settings may also stand in diffai.toml or [tool.diffai] of pyproject.toml, and i
 
   diffai A B [flags]
   diffai demo [DIR]      make small real checkpoints in DIR and compare them (terminal only)
+  diffai clean NOTEBOOK  repair notebooks that GitHub refuses for their widgets (terminal only)
   diffai config [flags]  print every setting, where it came from and what it takes (terminal only)
 """
 CLOSING = """\
@@ -45,6 +46,11 @@ Exit codes: 0 every value is equal, 1 something differs, 2 the call or a file is
 FORM = "Form: diffai A B [flags], for example: diffai before.safetensors after.safetensors --all"
 HELP_WIDTH = 100
 HELP_COLUMN = 34
+NOTEBOOK_ONLY = {
+    "panel": "Name the analyses instead: diffai A B --all.",
+    "summary_cell": "Write the summary instead: diffai A B --review-friendly --output markdown.",
+}
+"""Options that need cells, and what to do in a terminal."""
 LONG_DASHES = ("–", "—")
 QUOTES = ("'", '"')
 
@@ -53,6 +59,7 @@ class Asked(Enum):
     """What a call wants."""
 
     COMPARISON = "comparison"
+    PANEL = "panel"
     SETTINGS = "settings"
     HELP = "help"
     VERSION = "version"
@@ -101,6 +108,8 @@ def parse(tokens: Sequence[str | Live], below: Iterable[Layer] = ()) -> Call:
     request = request_of((), given, source="--{flag}", below=below)
     if not sources and request.settings["show_config"]:
         return Call(Asked.SETTINGS, (), request)
+    if not sources and request.settings["panel"]:
+        return Call(Asked.PANEL, (), request)
     if len(sources) != 2:
         raise _wrong_count(sources, given)
     return Call(Asked.COMPARISON, tuple(sources), request)

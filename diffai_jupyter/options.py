@@ -98,7 +98,8 @@ class Option:
         return "|".join(self.choices) or self.kind.metavar
 
 
-FORMS = ("text", "json", "yaml", "html", "markdown")
+FORMS = ("text", "json", "yaml", "html", "markdown", "comment", "csv", "csv-values")
+LANGUAGES = ("en", "ja")
 REPORT_TYPES = ("comprehensive", "summary", "technical")
 ORDERS = ("rel", "abs", "energy", "max", "frac", "role_z")
 
@@ -117,6 +118,9 @@ OPTIONS: Mapping[str, Option] = {
         Option("stats", False, Kind.FLAG, "Show the full statistics of each tensor."),
         Option("output", None, Kind.CHOICE, "Write this form instead of the display.", FORMS, short="o"),
         Option("into", None, Kind.NAME, "Store the report in variable NAME (notebook only)."),
+        Option("panel", False, Kind.FLAG, "Show controls for analyses, limits and filters (notebook only)."),
+        Option("summary_cell", False, Kind.FLAG, "Put the summary for a reviewer into a new cell (notebook only)."),
+        Option("lang", "en", Kind.CHOICE, "Write the report in this language; lines and numbers stay.", LANGUAGES),
         Option("quiet", False, Kind.FLAG, "Show nothing; the exit code or the report tells.", short="q"),
         Option("history", None, Kind.OBJECT, "Training log: trainer_state.json, CSV, list of dicts or data frame."),
         Option("metrics_a", None, Kind.OBJECT, "Metrics of A: a dict or a JSON file."),
@@ -144,7 +148,7 @@ PATH_FLAGS: Mapping[str, str] = {
 }
 """Flags of analyses that take ``=PATH``, and what is written there, for the help text."""
 
-LATER = ("base", "executor", "lang", "panel", "time-budget")
+LATER = ("base", "executor", "time-budget")
 """Flags that are planned but not built yet."""
 
 Layer = tuple[str, Mapping[str, object]]

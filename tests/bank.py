@@ -285,13 +285,18 @@ def pair_from(
     return pair_checkpoints(a, replace(b, optimizer_state=kept))
 
 
+def pair_anew(name: str, sides: Sides) -> Pair:
+    """Return a pair of the bank with nothing remembered, from its two states."""
+    logs = LOGS.get(name, (Training(), Training()))
+    pair = pair_from(sides, logs, OPTIMIZERS[name]() if name in OPTIMIZERS else None, CONFIGS.get(name))
+    pair.is_spectral = name in SPECTRAL
+    return pair
+
+
 @functools.cache
 def pair_called(name: str) -> Pair:
     """Return a pair of the bank, made once: the facts that one test asks for serve the next."""
-    logs = LOGS.get(name, (Training(), Training()))
-    pair = pair_from(BANK[name](), logs, OPTIMIZERS[name]() if name in OPTIMIZERS else None, CONFIGS.get(name))
-    pair.is_spectral = name in SPECTRAL
-    return pair
+    return pair_anew(name, BANK[name]())
 
 
 def _opened(state: State, log: Training) -> Checkpoint:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# Workers of the tests are processes: threads of BLAS and OpenMP besides them only wait for each other.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
 from builders import to_codes, write_safetensors
 
 from diffai_jupyter.checkpoint.dtypes import dtype_of
+
+# jsonschema builds grammars of addresses whenever it is imported, for seconds, and no schema here asks for them.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,9 +28,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out reference files unless reference tests are asked for: importing them takes seconds."""
-    is_left_out = "not reference" in config.getoption("markexpr")
-    return True if is_left_out and collection_path.name.endswith("_reference.py") else None
+    """Leave out what is deselected as a whole: importing those files and what they need takes seconds."""
+    left_out = _marks_left_out(config.getoption("markexpr"))
+    if collection_path.suffix == ".py":
+        is_reference = "reference" in left_out and collection_path.name.endswith("_reference.py")
+        return True if is_reference or left_out & _marks_of_all(collection_path) else None
+    return True if collection_path.name in left_out else None
+
+
+def _marks_left_out(expression: str) -> set[str]:
+    """Return the marks that no test may have: those of ``not mark`` where all conditions have to hold."""
+    conditions = [condition.split() for condition in expression.split(" and ")]
+    return {words[1] for words in conditions if len(words) == 2 and words[0] == "not"}
+
+
+def _marks_of_all(path: Path) -> set[str]:
+    """Return the marks that a file gives to all of its tests, as far as its first line about them tells."""
+    line = re.search(r"^pytestmark = .*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return set(re.findall(r"pytest\.mark\.(\w+)", line[0])) if line else set()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -139,7 +139,7 @@ def test_the_last_of_two_values_counts_and_set_adds_up(monkeypatch):
         ),
         ("a b --brief=1", "The flag --brief takes no value. Got --brief=1."),
         ("a b --change-summary=1", "The flag --change-summary takes no value. Got --change-summary=1."),
-        ("a b --panel", "The flag --panel is not built yet; leave it out."),
+        ("a b --base", "The flag --base is not built yet; leave it out."),
         ("a b --x\x1b[31m", "Unknown flag --x\\u001b[31m."),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from diffai_jupyter.analyses import all_analyses
-from diffai_jupyter.arguments import parse
+from diffai_jupyter.arguments import parse, split
 from diffai_jupyter.contract.declaration import Analysis, Group
 from diffai_jupyter.evidence import REASONS, Evidence
 from diffai_jupyter.report.request import known_flags
@@ -26,9 +26,11 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-OF_OTHER_COMMANDS = ("repo", "body-file")
+OF_OTHER_COMMANDS = ("repo", "body-file", "check")
+SUBCOMMANDS = ("demo", "config", "clean")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = ("README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))))
+TRANSLATED = tuple(page for page in PAGES if page.endswith(".ja.md"))
 SET_UP = (
     'python3 -m venv .venv && .venv/bin/pip install ".[lab]" && .venv/bin/diffai demo',
     'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest',
@@ -171,6 +173,43 @@ def code_of(page: str) -> list[str]:
     return re.findall(r"```(?:bash|python|console|yaml)\n(.+?)```", page, re.DOTALL)
 
 
+def calls_of(page: str) -> list[str]:
+    """Return what stands behind `diffai`, `%diffai` and `%%diffai` in the code of a page, without comments."""
+    found = []
+    for code in re.findall(r"```(?:bash|python|console)\n(.+?)```", page, re.DOTALL):
+        whole = re.sub(r"\\\n", " ", code)
+        # The flags of a cell magic stand on the lines below it.
+        whole = re.sub(r"(?m)^%%diffai.*(?:\n +.*)*", lambda cell: " ".join(cell[0].split()), whole)
+        for line in whole.splitlines():
+            if call := re.match(r"(?:\$ |\w+ = )?%{0,2}diffai (?P<words>[^#]+)", line):
+                found.append(re.split(r" > ", call["words"])[0].strip())
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_call_is_understood(page: str) -> None:
+    for call in calls_of((ROOT / page).read_text(encoding="utf-8")):
+        words = split(call)
+        if words[0] not in SUBCOMMANDS:
+            parse(words)
+
+
+def test_calls_of_finds_every_kind_of_call() -> None:
+    code = "```python\nr = %diffai a b --all\n%%diffai a b\n    --top 3\n    --brief\nx = 1\n```\n"
+    code += "```bash\ndiffai a b \\\n  --all > out.txt  # all\npip install x\n```\n"
+    assert calls_of(code) == ["a b --all", "a b --top 3 --brief", "a b    --all"]
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_translation_calls_what_its_original_calls(page: str) -> None:
+    original = "README.md" if page == "docs/index.ja.md" else page.replace(".ja.md", ".md")
+    allowed = calls_of((ROOT / original).read_text(encoding="utf-8"))
+    used = [call.replace(" --lang ja", "") for call in calls_of((ROOT / page).read_text(encoding="utf-8"))]
+    assert set(used) <= {call.replace(" --lang ja", "") for call in allowed}
+    if page.startswith("docs/guides/"):
+        assert len(used) == len(allowed)
+
+
 def test_the_recipe_asks_what_there_is() -> None:
     page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
@@ -182,10 +221,18 @@ def test_the_recipe_asks_what_there_is() -> None:
     assert call.request.settings["fail_on"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
-def test_the_evidence_words_are_those_of_the_code(page: str) -> None:
-    told = rows((ROOT / page).read_text(encoding="utf-8"), "How a value is known")
-    assert [row[0].strip("`") for row in told] == [word.value for word in Evidence]
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "How a value is known"),
+        ("docs/evidence.md", "How a value is known"),
+        ("docs/index.ja.md", "根拠の5つの語"),
+        ("docs/evidence.ja.md", "値の根拠"),
+    ],
+)
+def test_the_evidence_words_are_those_of_the_code(page: str, heading: str) -> None:
+    told = rows((ROOT / page).read_text(encoding="utf-8"), heading)
+    assert [row[0].split("`")[1] for row in told] == [word.value for word in Evidence]
 
 
 def test_the_reasons_are_those_of_the_code(assert_written: AssertWritten) -> None:

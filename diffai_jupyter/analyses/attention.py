@@ -166,7 +166,7 @@ def _meaning(values: Mapping[str, Value], found: Sequence[HeadTurn], least: floa
             said,
         )
     return Sentence(
-        "Changed heads: {n} of {all} look for something else than before, most of all head {head} of {layer} "
+        "Changed heads: {n} of {all} score tokens otherwise than before, most of all head {head} of {layer} "
         "(cosine {cosine:.3f}). Weights show what a head looks for, not what it finds in a text.",
         said,
     )
@@ -176,7 +176,7 @@ def _findings(values: Mapping[str, Value], layers: Sequence[LayerCircuits], head
     found = []
     changed, reordered = values["pattern_changes"], [layer for layer in layers if layer.is_reordered]
     if changed.is_known and changed.value:
-        template = "Attention heads that look for something else than before: {n} of {all}."
+        template = "Attention heads that score tokens otherwise than before: {n} of {all}."
         found.append(Finding(Severity.NOTICE, template, {"n": changed.value, "all": heads}))
     if changed.is_known and reordered:
         template = "Heads stand in another order than in A: {names}. They were matched before they were compared."

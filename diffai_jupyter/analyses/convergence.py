@@ -188,10 +188,17 @@ def _of_end(end: Ending, evaluated: Evaluations | None, thresholds: Thresholds) 
     flat = tail.low > -thresholds["converged_low"] and (
         abs(tail.change) < thresholds["converged_d"] or not has_direction
     )
-    learned = tail.middle <= end.first[1] - thresholds["min_drop"] * abs(end.first[1])
+    enough = end.first[1] - thresholds["min_drop"] * abs(end.first[1])
+    learned = tail.middle <= enough
     if flat and learned:
         clause = "The training loss is {drop:.0%} below its first value and stays there " + over
         return _Status(Verdict(estimated(CONVERGED, FLAT, source), clause, said))
+    if flat and end.lowest[1] <= enough:
+        rule = "a loss that fell and is back at its first value counts as diverging"
+        value = derived(DIVERGING, rule, f"{TRAINING} of {end.source}")
+        said |= {"lowest": end.lowest[1], "at": end.lowest[0], "middle": tail.middle}
+        clause = "The training loss had fallen to {lowest:.4g} by step {at}, is back at {middle:.4g} and stays there "
+        return _Status(Verdict(value, clause + over, said))
     if evaluated is not None and evaluated.since_best >= thresholds["patience"]:
         return _Status(_out_of_patience(evaluated, thresholds["patience"]))
     value = estimated(STABLE, MOVING, source)

@@ -139,7 +139,7 @@ def _health(pair: Pair, signs: tuple[Explosion, ...], thresholds: Thresholds) ->
 
 def _meaning(pair: Pair, values: Mapping[str, Value], signs: tuple[Explosion, ...]) -> Sentence:
     health, ratio, norm_value = (values[key] for key in ("flow_health", "ratio", "norm"))
-    said: dict[str, object] = {"norm": write_number(norm_value.value), "ratio": write_number(ratio.value)}
+    said: dict[str, object] = {"ratio": write_number(ratio.value)}
     parts = []
     if health.value == "exploding":
         template, more = sign_told(pair, signs[0]) if signs else nonfinite_told(pair)
@@ -158,8 +158,8 @@ def _meaning(pair: Pair, values: Mapping[str, Value], signs: tuple[Explosion, ..
     else:
         parts.append("Gradients grow on their way back: the first matrices get {ratio} times those of the last.")
     if norm_value.is_known:
-        parts.append("The gradient norm at B is {norm} ({evidence}).")
-        said["evidence"] = str(norm_value.evidence)
+        parts.append("The gradient norm at B is {norm_b} ({evidence}).")
+        said |= {"norm_b": write_number(norm_value.value), "evidence": str(norm_value.evidence)}
     return Sentence(" ".join(parts), said)
 
 

@@ -23,7 +23,17 @@ from diffai_jupyter.analyses.verdicts import (
 from diffai_jupyter.contract.blocks import Sentence, Severity
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Finding, Result
-from diffai_jupyter.evidence import Evidence, Unknowable, Value, derived, estimated, ladder, measured, unknown
+from diffai_jupyter.evidence import (
+    Evidence,
+    Unknowable,
+    Value,
+    derived,
+    estimated,
+    if_known,
+    ladder,
+    measured,
+    unknown,
+)
 from diffai_jupyter.facts.change.changes import displacement
 from diffai_jupyter.facts.change.update_type import update_type
 from diffai_jupyter.facts.training.history import TRAINING, Between, between, evaluations, speed
@@ -108,7 +118,7 @@ def learning_progress(pair: Pair, thresholds: Thresholds) -> Result:
     }
     return Result(
         values,
-        _meaning(trend, values["magnitude"]),
+        _meaning(pair, trend),
         findings=_findings(pair, trend, thresholds),
         blocks=learning_blocks(pair, values["magnitude"]),
         assumptions=_assumptions(pair, values),
@@ -265,10 +275,11 @@ def _speed(pair: Pair) -> Value:
     return estimated(found.value, FITTED, source, (found.bound, 1.0), assumption)
 
 
-def _meaning(trend: Verdict, magnitude: Value) -> Sentence:
-    if trend.tells_weights or not magnitude.is_known:
+def _meaning(pair: Pair, trend: Verdict) -> Sentence:
+    moved = if_known(lambda: displacement(pair).relative)
+    if trend.tells_weights or moved is None:
         return Sentence(trend.clause + ".", trend.said)
-    said = {**trend.said, "magnitude": share(magnitude.value)}
+    said = {**trend.said, "magnitude": share(moved)}
     return Sentence(trend.clause + "; the weights moved by {magnitude} of their norm.", said)
 
 
@@ -307,8 +318,9 @@ def _findings(pair: Pair, trend: Verdict, thresholds: Thresholds) -> tuple[Findi
 
 
 def _falls(pair: Pair, p: float) -> bool:
-    try:
-        way = between(pair).way
-    except Unknowable:
+    """Say whether the training loss fell and lies lower before B than before A: one that recovers fell as well."""
+    found = if_known(lambda: between(pair))
+    if found is None or found.way is None:
         return False
-    return way is not None and way.p <= p and way.change < 0
+    is_lower = found.ends is None or found.ends.change < 0
+    return is_lower and found.way.p <= p and found.way.change < 0

@@ -10,7 +10,6 @@ from diffai_jupyter.analyses.limits import (
     FULL_FROM,
     GRADUAL_FROM,
     LIMITS,
-    WARNING_DEGRADATION,
     declared,
     limits_of,
     policy_of,
@@ -21,11 +20,11 @@ from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, 
 from diffai_jupyter.contract.result import Finding, Result
 from diffai_jupyter.evidence import Evidence, Value, derived, measured
 from diffai_jupyter.facts.policy import table as policy
-from diffai_jupyter.facts.policy.codes import hits, is_at_least, known_metrics
+from diffai_jupyter.facts.policy.codes import hits, known_metrics
 from diffai_jupyter.facts.policy.replacement import Rollback, rollback
 from diffai_jupyter.facts.policy.table import Factor, Score
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.wording import Name, plural, say, some
+from diffai_jupyter.wording import Name, plural, say
 
 LINE_WIDTH = 100
 CUTS = (BLOCKED_AT_MOST, FULL_FROM, GRADUAL_FROM)
@@ -89,7 +88,7 @@ def deployment_readiness(pair: Pair, thresholds: Thresholds) -> Result:
         blocks.insert(0, _penalties(found, thresholds[BLOCKED_AT_MOST.key]))
     return Result(
         values,
-        _readiness_meaning(found, strategy) if found.factors else _clear(pair, thresholds),
+        _readiness_meaning(found, strategy) if found.factors else _clear(pair),
         badge=strategy.upper(),
         findings=tuple(_finding(factor) for factor in found.factors),
         blocks=tuple(blocks),
@@ -115,19 +114,15 @@ def _readiness_meaning(found: Score, strategy: str) -> Sentence:
     return Sentence(_STARTS[strategy] + ": {n} took {lost:.2f} from a readiness of 1.", said)
 
 
-def _clear(pair: Pair, thresholds: Thresholds) -> Sentence:
-    """Say why no reason code applies, and which metric got worse all the same."""
+def _clear(pair: Pair) -> Sentence:
+    """Say why no reason code applies."""
     metrics = known_metrics(pair)
     if not metrics:
         return Sentence("B computes what A computes: nothing speaks against replacing A by B.")
-    said: dict[str, object] = {"name": Name(metrics[0].name)}
-    start = "No reason speaks against replacing A by B: {name}, the primary metric, is not worse beyond a limit"
-    limit = thresholds[WARNING_DEGRADATION.key]
-    worse = [metric for metric in metrics[1:] if is_at_least(metric.worsening, limit)]
-    if not worse:
-        return Sentence(start + ".", said)
-    said["worse"] = some(metric.name for metric in worse)
-    return Sentence(start + ". Look at {worse} first, which got worse and weighs in the regression test only.", said)
+    return Sentence(
+        "No reason speaks against replacing A by B: {name}, the primary metric, is not worse beyond a limit.",
+        {"name": Name(metrics[0].name)},
+    )
 
 
 def _finding(factor: Factor) -> Finding:

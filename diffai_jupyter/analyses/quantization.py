@@ -210,24 +210,22 @@ def _meaning(pair: Pair, values: dict[str, Value], found: RoundingError | None) 
             else "A is the coarser of the two; B is off by {loss} of its norm (SQNR {sqnr:.1f} dB): {word}."
         )
         worst = " Worst is {worst} with {low:.1f} dB." if len(found.tensors) > 1 else ""
-        return Sentence(f"{{size}}{{speed}}. {cost}{worst}", said)
+        return Sentence(f"{{sizes}} {cost}{worst}", said)
     if loss.is_known:
-        return Sentence("Nothing is lost: every value of B is that of A. {size}{speed}.", said)
-    said["why"] = loss.detail
+        return Sentence("Nothing is lost: every value of B is that of A. {sizes}", said)
     templates = {
-        "NOT_DEQUANTIZABLE": "Quantized codes are not decoded here, so that their error stays unknown. {size}{speed}.",
-        "NO_COMMON": "A and B share no tensor to compare. {size}{speed}.",
+        "NOT_DEQUANTIZABLE": "Quantized codes are not decoded here, so that their error stays unknown. {sizes}",
+        "NO_COMMON": "A and B share no tensor to compare. {sizes}",
     }
-    default = "{why}. {size}{speed}."
-    return Sentence(templates.get(loss.reason or "", default), {**said, "why": _sentence_case(loss.detail)})
+    return Sentence(templates.get(loss.reason or "", "{why} {sizes}"), {**said, "why": _sentence(loss.detail)})
 
 
-def _sentence_case(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _sizes(pair: Pair, values: dict[str, Value]) -> dict[str, object]:
-    """Return what is said of bytes and speed."""
+    """Return what is said of bytes and speed, as a sentence."""
     share, speed = values["compression"].value, values["speedup"]
     a, b = write_bytes(pair.a.nbytes), write_bytes(pair.b.nbytes)
     if not share:
@@ -239,7 +237,7 @@ def _sizes(pair: Pair, values: dict[str, Value]) -> dict[str, object]:
         kernels = ", with fused kernels" if speed.assumption == _KERNELS else ""
         is_even = abs(speed.value - 1) < _EVEN
         fast = f", and is predicted to run {'as' if is_even else f'{speed.value:.2f} times as'} fast{kernels}"
-    return {"size": size, "speed": fast if share else ""}
+    return {"sizes": f"{size}{fast if share else ''}."}
 
 
 def _findings(found: RoundingError, thresholds: Thresholds) -> Iterator[Finding]:
@@ -278,8 +276,8 @@ def _doubts(found: RoundingError, thresholds: Thresholds) -> Iterator[Finding]:
     if found.others:
         yield Finding(
             Severity.NOTICE,
-            "Besides, {n} changed that {were} not rounded.",
-            {"n": plural(found.others, "trained tensor"), "were": "was" if found.others == 1 else "were"},
+            f"Besides, {{n}} changed that {'was' if found.others == 1 else 'were'} not rounded.",
+            {"n": plural(found.others, "trained tensor")},
             "The error may hold training, or scales that AWQ and SmoothQuant move from one layer to the next.",
         )
     if found.tensors[0].a.dtype.packing and found.tensors[0].b.dtype.packing:

@@ -133,7 +133,7 @@ def _severity(check: Check, thresholds: Thresholds) -> str:
 def _regression_meaning(found: tuple[Check, ...], worst: Value) -> Sentence:
     counts = {outcome: sum(check.outcome is outcome for check in found) for outcome in Outcome}
     ran = counts[Outcome.PASSED] + counts[Outcome.FAILED]
-    failed = [Name(_title(check)) for check in found if check.outcome is Outcome.FAILED]
+    failed = [_title(check) for check in found if check.outcome is Outcome.FAILED]
     said = {"ran": ran, "all": len(found), "failed": len(failed), "worse": worst.value, "names": failed}
     template = "{ran} of {all} checks ran, {failed} failed" + (": {names}." if failed else ".")
     if not worst.is_known:
@@ -152,7 +152,7 @@ def _further_metrics(found: tuple[Check, ...]) -> list[Check]:
 
 def _check_finding(check: Check, severity: str) -> Finding:
     template = "{check} failed: " + check.template
-    return Finding(_NOTICES.get(severity, Severity.INFO), template, {**check.said, "check": Name(_title(check))})
+    return Finding(_NOTICES.get(severity, Severity.INFO), template, {**check.said, "check": _title(check)})
 
 
 def _title(check: Check) -> str:
@@ -165,7 +165,7 @@ def _check_table(found: tuple[Check, ...], severities: dict[str, str]) -> Table:
         known = str(check.value.evidence) if check.value.is_known else check.value.reason or ""
         level = severities.get(_title(check), "")
         text = say(check.template, check.said)
-        rows.append((Name(_title(check)), check.outcome.value, level, known, text))
+        rows.append((_title(check), check.outcome.value, level, known, text))
         head = f"{check.outcome.value}  {show_name(_title(check))} ({level}{', ' if level else ''}{known}): "
         lines += wrapped(head, text, indent=6)
     columns = ("check", "outcome", "severity", "evidence", "what was found, or why it was skipped")

@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from diffai_jupyter.analyses.limits import LIMITS, declared, policy_thresholds
+from diffai_jupyter.analyses.limits import LIMITS, declared, limits_of, policy_thresholds
 from diffai_jupyter.analyses.policy import CUTS, RUBRIC, score_of, strategy_of, text_of
-from diffai_jupyter.contract.blocks import Align, Block, Column, Sentence, Table
+from diffai_jupyter.analyses.shown.review_tables import (
+    Bullet,
+    checks_at_a_glance,
+    cut,
+    key_changes,
+    not_known,
+)
+from diffai_jupyter.contract.blocks import Block, Sentence
 from diffai_jupyter.contract.declaration import Field, Group, Reads, Threshold, Thresholds, analysis
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Evidence, Unknowable, Value, ladder, measured
 from diffai_jupyter.facts.change.changes import Status, displacement, half_of_the_change, layers
 from diffai_jupyter.facts.change.update_type import update_type
+from diffai_jupyter.facts.policy.checks import checks
 from diffai_jupyter.facts.policy.codes import known_metrics
 from diffai_jupyter.facts.policy.table import SEVERITIES, Score
 from diffai_jupyter.facts.training.metrics import Metric
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.wording import Name, plural, say, show_name, some
+from diffai_jupyter.wording import Name, plural, say, some
 
 MOST_BULLETS = 10
-LINE = 80
-LONGEST_NAME = 40
 _GRAVE = ("ARCH", "INTERFACE", "CONFIG", "METRIC_CRIT", "METRIC_WARN", "INDEPENDENT")
 _APPROVAL = {"full": "recommended", "gradual": "conditional", "hold": "not_recommended"}
-
-
-@dataclass(frozen=True, slots=True)
-class Bullet:
-    """One thing that a reviewer should know.
-
-    Parameters
-    ----------
-    text : str
-        A sentence.
-    evidence : str
-        How it is known, in a word.
-    """
-
-    text: str
-    evidence: str
 
 
 @analysis(
@@ -77,7 +65,8 @@ def review_friendly(pair: Pair, thresholds: Thresholds) -> Result:
     """Write a summary for a reviewer.
 
     Each line fits eighty characters and says how it is known. At most ten points are listed, the gravest first; the
-    verdict follows from the same reason codes as readiness and risk.
+    verdict follows from the same reason codes as readiness and risk. Below stand what is not known, with what would
+    settle it, and how the regression checks ended.
     """
     found = score_of(pair, thresholds)
     magnitude = ladder(lambda: measured(displacement(pair).relative, "‖B−A‖_F / ‖A‖_F"))
@@ -89,7 +78,9 @@ def review_friendly(pair: Pair, thresholds: Thresholds) -> Result:
         "approval": found.as_value(approval),
         "key_changes": measured(len(shown), "the list below"),
     }
-    blocks: tuple[Block, ...] = (_bullet_table(shown, len(every)),) if shown else ()
+    checked = checks(pair, limits_of(thresholds))
+    blocks: tuple[Block, ...] = (key_changes(shown, len(every)),) if shown else ()
+    blocks += (not_known(checked), checks_at_a_glance(checked))
     return Result(values, _review_meaning(found, magnitude, impact, approval), blocks=blocks)
 
 
@@ -143,35 +134,6 @@ def _place(pair: Pair) -> Iterator[Bullet]:
         return
     if not most:
         return
-    names = some([_cut(layer.name) for layer in most], 3)
+    names = some([cut(layer.name) for layer in most], 3)
     said = {"n": plural(len(most), "layer"), "all": len(layers(pair)), "names": names}
     yield Bullet(say("Half of the change is in {n} of {all}: {names}.", said), "measured")
-
-
-def _cut(name: str) -> str:
-    """Cut the middle out of a long name: names of tensors differ at their ends."""
-    shown = show_name(name)
-    half = LONGEST_NAME // 2
-    return shown if len(shown) <= LONGEST_NAME else f"{shown[:half]}…{shown[-half + 1 :]}"
-
-
-def _bullet_table(shown: tuple[Bullet, ...], total: int) -> Table:
-    lines = ["Key changes"]
-    for bullet in shown:
-        lines += _short_lines(f"* {bullet.text} [{bullet.evidence}]")
-    if total > len(shown):
-        lines.append(f"+{total - len(shown)} more")
-    return Table(
-        "Key changes",
-        (Column("change", Align.TEXT), Column("evidence", Align.TEXT)),
-        tuple((bullet.text, bullet.evidence) for bullet in shown),
-        total=total if total > len(shown) else 0,
-        note=f"+{total - len(shown)} more" if total > len(shown) else "",
-        lines=tuple(lines),
-    )
-
-
-def _short_lines(text: str) -> list[str]:
-    """Break a point into lines of eighty characters; a word that is longer is cut in its middle."""
-    words = [word if len(word) <= LINE - 2 else _cut(word) for word in text.split(" ")]
-    return textwrap.wrap(" ".join(words), LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

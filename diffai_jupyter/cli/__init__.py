@@ -7,29 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffai_jupyter import __version__
-from diffai_jupyter.arguments import Asked, Call, help_text, parse
+from diffai_jupyter.arguments import NOTEBOOK_ONLY, Asked, Call, help_text, parse
+from diffai_jupyter.cli.clean import run_clean
 from diffai_jupyter.errors import ArgumentError, DiffaiError
+from diffai_jupyter.options import OPTIONS
 from diffai_jupyter.render.progress import ProgressLine
 from diffai_jupyter.report.configuration import configured
 from diffai_jupyter.report.settings import settings_text
 from diffai_jupyter.wording import show_name
 
-if TYPE_CHECKING:
-    from diffai_jupyter.comparison import Comparison
-
 EXIT_INTERRUPTED = 130
 DEMO_FOLDER = "diffai-demo"
-
-_WRITE: Mapping[str, Callable[[Comparison], str]] = {
-    "text": lambda comparison: comparison.to_text(),
-    "json": lambda comparison: comparison.to_json(),
-    "yaml": lambda comparison: comparison.to_yaml(),
-    "html": lambda comparison: comparison.to_page(),
-    "markdown": lambda comparison: comparison.to_markdown(),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +55,15 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
     """Return the exit code and what to print."""
     if words and words[0] == "demo":
         return _run_demo(words[1:]), ""
+    if words and words[0] == "clean":
+        return (0, help_text()) if {"-h", "--help"} & set(words) else run_clean(words[1:])
     if words and words[0] == "config":
         words = _flags_of_config(words[1:])
     call = parse(words, configured())
+    for key, instead in NOTEBOOK_ONLY.items():
+        if call.request.settings[key]:
+            msg = f"The flag --{OPTIONS[key].flag} works in a notebook only. {instead}"
+            raise ArgumentError(msg)
     if call.asked is not Asked.COMPARISON:
         return 0, _ANSWERS[call.asked](call)
     settings = call.request.settings
@@ -88,7 +84,7 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
     if settings["output"] is None:
         is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         return comparison.exit_code, comparison.to_text(color=is_colored)
-    return comparison.exit_code, _WRITE[settings["output"]](comparison)
+    return comparison.exit_code, comparison.written(settings["output"])
 
 
 def _flags_of_config(words: Sequence[str]) -> list[str]:

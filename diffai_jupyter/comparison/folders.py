@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from diffai_jupyter.comparison.answer import Answer
 from diffai_jupyter.comparison.single import Comparison
 from diffai_jupyter.contract.blocks import Document
-from diffai_jupyter.contract.result import Result
-from diffai_jupyter.errors import GateError
+from diffai_jupyter.contract.report import Report
+from diffai_jupyter.errors import ArgumentError, GateError
 from diffai_jupyter.options import Request
 from diffai_jupyter.report.folders import FolderPair, lay_out_folders, write_folders
+from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import show_name
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class FolderComparison(Comparison):
@@ -58,19 +56,24 @@ class FolderComparison(Comparison):
         """Return the report laid out in blocks."""
         return lay_out_folders(self.report, self._found, self._request.settings)
 
-    def __getitem__(self, name: str) -> Result:
+    @property
+    def pair(self) -> Pair:  # type: ignore[override]
+        """Refuse: what can be asked of a comparison is asked of its pairs.
+
+        Raises
+        ------
+        ArgumentError
+            Always.
+        """
+        name = show_name(next(iter(self.children), "PATH"))
+        msg = f"Two folders were compared: ask one of their pairs, such as report.children['{name}']."
+        raise ArgumentError(msg)
+
+    def reports(self) -> Mapping[str, Report]:
+        """Return the reports of the pairs by the path of the checkpoint."""
+        return {name: child.report for name, child in self.children.items()}
+
+    def __getitem__(self, name: str) -> Answer:
         """Refuse: the results of the analyses are those of the pairs."""
         msg = f"{name}: each pair has results of its own, in children[PATH][NAME]."
         raise KeyError(msg)
-
-    def to_pandas(self) -> DataFrame:
-        """Return one row per tensor as a data frame, with the path of the checkpoint; needs pandas."""
-        from diffai_jupyter.render.frame import tensor_frame
-
-        reports = [(name, child.report) for name, child in self.children.items() if child.report.tensors]
-        if not reports:
-            return tensor_frame(self.report)
-        frames = {name: tensor_frame(report) for name, report in reports}
-        import pandas as pd
-
-        return pd.concat(frames, names=["checkpoint"]).reset_index(level=0).reset_index(drop=True)

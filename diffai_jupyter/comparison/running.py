@@ -82,7 +82,10 @@ def _compare_opened(
     if pair.left_out and not pair.tensors:
         msg = f"No tensor is left: {show_name(pair.left_out[0][1])} leaves out all {len(pair.left_out)}."
         raise ArgumentError(msg)
-    return Comparison(pair, request)
+    comparison = Comparison(pair, request)
+    # Its facts can be asked for later, when whoever watched the progress has put something else in its place.
+    run.tick = None
+    return comparison
 
 
 def _trees(a: object, b: object) -> tuple[Tree, Tree] | None:

@@ -1,37 +1,38 @@
-"""Two checkpoints compared: the report with its renderings."""
+"""Two checkpoints compared: the report, and what can be asked of it."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffai_jupyter.analyses import CHARTS_FLAG, MARKDOWN_FLAG
-from diffai_jupyter.contract.blocks import Chart, Document
+from diffai_jupyter.analyses import CHARTS_FLAG, MARKDOWN_FLAG, all_analyses
+from diffai_jupyter.comparison.answer import Answer
+from diffai_jupyter.comparison.explanation import Explanation, explain
+from diffai_jupyter.comparison.exports import Exports
+from diffai_jupyter.comparison.shown import image_names
+from diffai_jupyter.comparison.tensor import TensorView, tensor_names, tensor_view
+from diffai_jupyter.contract.blocks import Chart, Document, Section
 from diffai_jupyter.contract.report import Report
-from diffai_jupyter.contract.result import Result
-from diffai_jupyter.errors import GateError, SourceError
+from diffai_jupyter.errors import ArgumentError, GateError
 from diffai_jupyter.facts.change.update_type import update_type
 from diffai_jupyter.options import Request
 from diffai_jupyter.readers.sources.remote import RemoteFile
-from diffai_jupyter.render.data import render_json, render_yaml
-from diffai_jupyter.render.html import render_html, render_page
-from diffai_jupyter.render.markdown import render_markdown
-from diffai_jupyter.render.text import render_text
+from diffai_jupyter.render.translation import translated
 from diffai_jupyter.report.drafting import finish
 from diffai_jupyter.report.gate import conditions_of, failures_of, judge
-from diffai_jupyter.report.layout import TIMINGS, lay_out
+from diffai_jupyter.report.layout import TIMINGS, lay_out, title_of
 from diffai_jupyter.report.writing import write_report
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import close_matches, show_name
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from diffai_jupyter.render.charts import Figure
 
 
-class Comparison:
+class Comparison(Exports):
     """Two checkpoints compared.
 
     Parameters
@@ -73,7 +74,7 @@ class Comparison:
 
     def _images(self, document: Document) -> dict[str, str] | None:
         path = self._request.paths.get(MARKDOWN_FLAG)
-        return None if path is None else _image_names(document, Path(path))
+        return None if path is None else image_names(document, Path(path))
 
     @property
     def exit_code(self) -> int:
@@ -100,118 +101,124 @@ class Comparison:
         """Return the report laid out in blocks."""
         return lay_out(self.report, self._request.settings, self._charts)
 
-    def __getitem__(self, name: str) -> Result:
-        """Return the result of an analysis by its flag or snake-case name."""
-        flag = name.replace("_", "-").lstrip("-")
-        if flag not in self.report.results:
-            hint = close_matches(flag, list(self.report.results))
-            msg = f"--{flag} was not asked for in this comparison.{hint}"
-            raise KeyError(msg)
-        return self.report.results[flag]
-
-    def to_text(self, color: bool = False) -> str:
-        """Return the report as plain text."""
-        return render_text(self.document(), color)
-
-    def to_html(self) -> str:
-        """Return the report as a static HTML fragment."""
+    def kept_document(self) -> Document:
+        """Return the report laid out without the section that counts it, and without timings."""
         document = self.document()
-        return render_html(document.sections, document.title)
+        kept = tuple(s for s in document.sections if s.key not in (MARKDOWN_FLAG, TIMINGS))
+        return replace(document, sections=kept)
 
-    def to_page(self) -> str:
-        """Return the report as one self-contained HTML file, charts included."""
-        return render_page(self.document())
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The analyses of this report."""
+        return tuple(self.report.results)
 
-    def to_markdown(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the report as Markdown, and write it when a path is given.
+    def __getitem__(self, name: str) -> Answer:
+        """Return the result of an analysis by its flag or snake-case name."""
+        flag = _flag(name)
+        if flag not in self.report.results:
+            raise KeyError(_not_asked(flag, self.flags))
+        return Answer.of(self.report.results[flag], all_analyses()[flag], self._title, self._lang)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.flags)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _flag(name) in self.report.results
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [flag.replace("-", "_") for flag in self.flags]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all tensors, for `tensor`."""
+        return tensor_names(self.pair)
+
+    def tensor(self, name: str) -> TensorView:
+        """Return one tensor before and after: its numbers, its distribution, its singular values.
+
+        Reads this tensor only, and only what is not known yet.
 
         Parameters
         ----------
-        path : path, optional
-            File to write. Charts are written as PNG files into a folder beside it.
+        name : str
+            As stored in A or in B.
 
         Raises
         ------
-        SourceError
-            If the file cannot be written.
+        ArgumentError
+            If there is no such tensor, or several parts have the name.
         """
-        document = self.document()
-        # The section that counts the document is not in it, nor are timings, which differ from run to run.
-        kept = tuple(s for s in document.sections if s.key not in (MARKDOWN_FLAG, TIMINGS))
-        document = replace(document, sections=kept)
-        if path is None:
-            return render_markdown(document)
-        target = Path(path)
-        images = _image_names(document, target)
-        text = render_markdown(document, images)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8", newline="\n")
-            self._write_images(document, target, images)
-        except OSError as error:
-            raise _unwritten(target, error) from None
-        return text
+        return tensor_view(self.pair, name, self._title, self._lang)
 
-    def _write_images(self, document: Document, target: Path, images: dict[str, str]) -> None:
-        if not images:
-            return
-        from diffai_jupyter.render.charts import png
+    def explain(self, name: str) -> Explanation:
+        """Say what a name means, and what it stands at here.
 
-        for chart in document.charts():
-            file = target.parent / images[chart.key]
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(png(chart).data)
-
-    def to_files(self, folder: str | os.PathLike[str]) -> None:
-        """Write the report as ``report.html``, ``report.md`` (charts beside it) and ``report.json``.
+        Parameters
+        ----------
+        name : str
+            A flag, a field or a threshold, such as ``"semantic_drift"``, or a reason code.
 
         Raises
         ------
-        SourceError
-            If a file cannot be written.
+        ArgumentError
+            If there is no such name, or several have it.
         """
-        target = Path(folder)
-        self.to_markdown(target / "report.md")
-        try:
-            for name, text in (("report.html", self.to_page()), ("report.json", self.to_json())):
-                (target / name).write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise _unwritten(target, error) from None
+        return explain(name, self.report, self._request)
 
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return render_json(self.report)
+    @property
+    def charts(self) -> dict[str, str]:
+        """Title by key of every chart that `figure` draws, whether the report shows it or not."""
+        return {chart.key: chart.title for chart in self._every_chart}
 
-    def to_yaml(self) -> str:
-        """Return the report as YAML."""
-        return render_yaml(self.report)
+    def figure(self, key: str) -> Figure:
+        """Draw a chart as a figure of matplotlib, to restyle or to save.
 
-    def to_pandas(self) -> DataFrame:
-        """Return one row per tensor as a data frame; needs pandas."""
-        from diffai_jupyter.render.frame import tensor_frame
+        Parameters
+        ----------
+        key : str
+            One of `charts`, such as ``"change_by_depth"``.
 
-        return tensor_frame(self.report)
+        Raises
+        ------
+        ArgumentError
+            If there is no such chart.
+        """
+        from diffai_jupyter.render.charts import draw
 
-    def __repr__(self) -> str:
-        return self.to_text().rstrip("\n")
+        charts = {chart.key: chart for chart in self._every_chart}
+        if key not in charts:
+            msg = f"There is no chart '{show_name(key)}'. There are: {', '.join(map(show_name, charts)) or 'none'}."
+            raise ArgumentError(msg + close_matches(key, list(charts)))
+        return draw(charts[key])
 
-    def _repr_html_(self) -> str:
-        return self.to_html()
+    @cached_property
+    def _every_chart(self) -> tuple[Chart, ...]:
+        """The charts of the analyses, then those of the change as a whole."""
+        from diffai_jupyter.analyses.shown.pictures import all_charts
 
-    def _repr_markdown_(self) -> str:
-        return render_markdown(self.document())
+        own = [block for result in self.report.results.values() for block in result.blocks if isinstance(block, Chart)]
+        # The first of a key is the one that the report shows.
+        charts = {chart.key: chart for chart in reversed([*own, *all_charts(self.pair)])}
+        drawn = Section("charts", "", tuple(reversed(charts.values())))
+        return translated(Document("", (drawn,)), self._lang).charts()
+
+    @property
+    def _title(self) -> str:
+        return title_of(self.report)
+
+    @property
+    def _lang(self) -> str:
+        lang: str = self._request.settings["lang"]
+        return lang
 
 
-def _unwritten(target: Path, error: OSError) -> SourceError:
-    return SourceError(f"{show_name(str(target))}: {error.strerror or error}. Choose a path that can be written.")
+def _flag(name: str) -> str:
+    return name.replace("_", "-").lstrip("-")
 
 
-def _image_names(document: Document, path: Path) -> dict[str, str]:
-    """Return a relative file name for each chart; tensor names do not become file names."""
-    folder = f"{path.stem}_files"
-    names: dict[str, str] = {}
-    for chart in document.charts():
-        kind = chart.key.partition(":")[0]
-        number = sum(name.startswith(f"{folder}/{kind}") for name in names.values())
-        names[chart.key] = f"{folder}/{kind}{f'_{number + 1}' if number else ''}.png"
-    return names
+def _not_asked(flag: str, flags: tuple[str, ...]) -> str:
+    """Say why there is no answer under a name."""
+    if flag not in all_analyses():
+        return f"There is no analysis '{show_name(flag)}'.{close_matches(flag, [*flags, *all_analyses()])}"
+    keyword = flag.replace("-", "_")
+    return f"--{flag} was not asked for in this comparison. Ask with --{flag}, or with compare(a, b, {keyword}=True)."

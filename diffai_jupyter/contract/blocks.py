@@ -139,7 +139,9 @@ class Table:
     note : str
         One line below: units, what was left out.
     lines : tuple of str
-        The same content in the exact form of the output lines; plain text shows these instead.
+        The same content as lines; plain text shows these instead.
+    are_exact : bool
+        Whether `lines` are output lines in their exact form, which are the same in every language.
     """
 
     title: str
@@ -148,6 +150,7 @@ class Table:
     total: int = 0
     note: str = ""
     lines: tuple[str, ...] = ()
+    are_exact: bool = False
 
 
 class Mark(Enum):
@@ -323,10 +326,21 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A report laid out: everything a renderer needs, and nothing else."""
+    """A report laid out: everything a renderer needs, and nothing else.
+
+    Parameters
+    ----------
+    title : str
+        Heading above all.
+    sections : tuple of Section
+        In reading order.
+    lang : str
+        Language code of its sentences; the few words of the renderers follow it.
+    """
 
     title: str
     sections: tuple[Section, ...]
+    lang: str = "en"
 
     def charts(self) -> tuple[Chart, ...]:
         """Return the charts in reading order."""

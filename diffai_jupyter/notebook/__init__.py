@@ -7,7 +7,10 @@ from typing import Any
 from diffai_jupyter.notebook.completion import Completions
 from diffai_jupyter.notebook.magic import DiffAI
 
-_SHOWN_TYPES = ("diffai_jupyter.comparison.single.Comparison", "diffai_jupyter.notebook.display.Written")
+_SHOWN_TYPES = (
+    *("diffai_jupyter.comparison.shown.Shown", "diffai_jupyter.notebook.display.Written"),
+    *("diffai_jupyter.notebook.panel.live.Panel", "diffai_jupyter.notebook.panel.fixed.FixedPanel"),
+)
 
 
 def load_ipython_extension(shell: Any) -> None:

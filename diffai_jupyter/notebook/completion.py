@@ -66,7 +66,7 @@ class Completions:
             is_quoted = typed[: len(typed) - len(token)].endswith(_QUOTES)
             yield from ((name, "variable") for name in self._fitting(kind) if name.startswith(token))
             if not current.startswith(("$", "{")):
-                yield from ((path, "path") for path in _paths(token, is_quoted, _SUFFIXES_OF[kind]))
+                yield from ((path, "path") for path in paths(token, is_quoted, _SUFFIXES_OF[kind]))
 
     def _names(self) -> list[str]:
         return [name for name in self._variables if not name.startswith("_")]
@@ -124,7 +124,7 @@ def _option_of(flag: str) -> Any:
     return None
 
 
-def _paths(token: str, is_quoted: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
+def paths(token: str, is_quoted: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield folders, and files of these kinds, that begin with the token, written the way the token is."""
     head, slash, tail = token.rpartition("/")
     folder = Path(head + slash or ".").expanduser()

@@ -5,37 +5,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from traitlets import Bool, Dict, Enum, Float, Int, TraitType, Unicode
 
 from diffai_jupyter import __version__
-from diffai_jupyter.arguments import Asked, Call, help_text, is_silenced, parse, split
-from diffai_jupyter.comparison import Comparison, run_comparison
+from diffai_jupyter.arguments import NOTEBOOK_ONLY, Asked, Call, help_text, is_silenced, parse, split
+from diffai_jupyter.comparison import run_comparison
+from diffai_jupyter.comparison.shown import Shown
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.notebook.display import Written, emit, emit_text, emit_written
+from diffai_jupyter.notebook.panel import FixedPanel, is_terminal, made_panel
+from diffai_jupyter.notebook.panel.place import Place
 from diffai_jupyter.notebook.progress import ProgressCell
 from diffai_jupyter.notebook.scope import Scope
+from diffai_jupyter.notebook.summary_cell import insert_cell, summary_markdown
 from diffai_jupyter.options import OPTIONS, Kind, Layer, Live, Request, check_option
 from diffai_jupyter.render.progress import ProgressLine
 from diffai_jupyter.report.configuration import configured
 from diffai_jupyter.report.gate import gate_error
 from diffai_jupyter.report.settings import settings_text
 
+if TYPE_CHECKING:
+    from diffai_jupyter.notebook.panel.live import Panel
+
 CONFIGURED = (
     *("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers"),
     *("context", "batch", "device", "report_type", "fail_on", "set"),
 )
-
-_WRITE: Mapping[str, Callable[[Comparison], str]] = {
-    "text": lambda comparison: comparison.to_text(),
-    "json": lambda comparison: comparison.to_json(),
-    "yaml": lambda comparison: comparison.to_yaml(),
-    "html": lambda comparison: comparison.to_html(),
-    "markdown": lambda comparison: comparison.to_markdown(),
-}
 
 
 def _trait(key: str) -> TraitType:
@@ -115,23 +114,29 @@ class DiffAI(Magics):  # type: ignore[misc]
     # Read by `%diffai?` in place of the docstring; the text depends on the declared analyses.
     diffai.getdoc = help_text
 
-    def show(self, result: Comparison | Written) -> None:
+    def show(self, result: Shown | Written | Panel | FixedPanel) -> None:
         """Show a result that is the value of a cell or is given to ``display``."""
         last, self._last = self._last, None
         if last is not None and (last.identity, last.cell) != (id(result), self.shell.execution_count):
             last = None
         if last is not None and last.is_silent:
             return
-        if self._is_terminal():
+        handle = None if last is None else last.handle
+        if not isinstance(result, (Shown, Written)):
+            result.show()
+        elif self._is_terminal():
             emit_text(result)
         elif isinstance(result, Written):
             emit_written(result)
         else:
-            emit(result, None if last is None else last.handle)
+            emit(result, handle)
 
     def _run(self, text: str, local: Mapping[str, Any] | None) -> object:
         scope = Scope(self.shell.user_ns, local)
         call = parse([scope.expand(word) for word in split(text)], below=self._below())
+        self._refuse_in_terminal(call.request)
+        if call.asked is Asked.PANEL:
+            return made_panel(self.shell, _resolved(call.request, scope), (None, None), self.shell.user_ns)
         if call.asked is not Asked.COMPARISON:
             sys.stdout.write(_ANSWERS[call.asked](call))
             return None
@@ -144,8 +149,14 @@ class DiffAI(Magics):  # type: ignore[misc]
             comparison = run_comparison(a, b, request, names=(a_name, b_name), tick=tick)
         if settings["into"]:
             self.shell.user_ns[settings["into"]] = comparison
+        if settings["summary_cell"]:
+            insert_cell(self.shell, summary_markdown(comparison, settings["lang"]))
         form = settings["output"]
-        result = Written(_WRITE[form](comparison), form) if form else comparison
+        result: Any = Written(comparison.written(form, is_fragment=True), form) if form else comparison
+        if settings["panel"] and not form:
+            sources = ((a, a_name), (b, b_name))
+            result = made_panel(self.shell, request, sources, self.shell.user_ns, comparison)
+            result.place = Place(progress.handle)
         self._last = _Last(id(result), self.shell.execution_count, progress.handle, is_silent)
         if comparison.failures:
             # The error ends the cell, so what it is about is shown first.
@@ -153,8 +164,14 @@ class DiffAI(Magics):  # type: ignore[misc]
             raise gate_error(comparison.failures)
         return result
 
+    def _refuse_in_terminal(self, request: Request) -> None:
+        for key, instead in NOTEBOOK_ONLY.items():
+            if request.settings[key] and self._is_terminal():
+                msg = f"The flag --{OPTIONS[key].flag} works in a notebook only. {instead}"
+                raise ArgumentError(msg)
+
     def _is_terminal(self) -> bool:
-        return any(kind.__name__ == "TerminalInteractiveShell" for kind in type(self.shell).__mro__)
+        return is_terminal(self.shell)
 
     def _below(self) -> Iterator[Layer]:
         yield from configured()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 
 from diffai_jupyter.contract.blocks import Chart, Flow, Matrix, Series
 from diffai_jupyter.render.flow import draw_flow, flow_height
+from diffai_jupyter.render.fonts import families
 from diffai_jupyter.render.heatmap import draw_matrix, matrix_height
 from diffai_jupyter.render.phrases import sentence, visible
 from diffai_jupyter.render.plots import draw_series, series_height
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 
 if sys.version_info >= (3, 11):
     from typing import assert_never
@@ -167,15 +169,22 @@ def _own_style() -> Iterator[None]:
     """Draw in a style of our own and put the user's back."""
     import matplotlib.style
 
+    # A font without a bold face is drawn in its plain one; a notebook shows no word of that.
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    log.setLevel(logging.ERROR)
     with (
-        matplotlib.style.context(["default", _LOOK]),
+        matplotlib.style.context(["default", {**_LOOK, "font.family": families()}]),
         # Decades around the last one that a float can hold are looked at, and not drawn.
         np.errstate(over="ignore"),
         warnings.catch_warnings(),
     ):
         # A name may hold characters that the font lacks; a box in its place is no news to the user.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        yield
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _forbid_math(figure: Figure) -> None:

@@ -13,7 +13,7 @@ import importlib.resources
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffai_jupyter.contract.blocks import (
     Align,
@@ -45,7 +45,7 @@ from diffai_jupyter.render.phrases import (
     table_title,
     visible,
 )
-from diffai_jupyter.wording import Name, plural
+from diffai_jupyter.wording import Name, plural, told
 
 if sys.version_info >= (3, 11):
     from typing import assert_never
@@ -73,13 +73,14 @@ class _Look:
     top: int
     opens_details: bool = False
     embeds_charts: bool = False
+    lang: str = "en"
 
 
 _FRAGMENT = _Look(top=4)
 _PAGE = _Look(top=2, opens_details=True, embeds_charts=True)
 
 
-def render_html(sections: Sequence[Section], title: str = "") -> str:
+def render_html(sections: Sequence[Section], title: str = "", lang: str = "en") -> str:
     """Render sections as one static fragment for a notebook output.
 
     Parameters
@@ -88,17 +89,19 @@ def render_html(sections: Sequence[Section], title: str = "") -> str:
         What to render. A chart is its sentence only: its picture is an output of its own.
     title : str
         Heading above; none when empty.
+    lang : str
+        Language code of the sections.
 
     Returns
     -------
     str
         A ``<div class="diffai-out">`` with its own scoped style sheet, no script and no id.
     """
-    lines = ['<div class="diffai-out" lang="en">', f"<style>\n{_style('style.css')}</style>"]
+    lines = [f'<div class="diffai-out" lang="{lang}">', f"<style>\n{_style('style.css')}</style>"]
     if title:
         lines.append(f"<h4>{_plain(visible(title))}</h4>")
     for section in sections:
-        lines.extend(_section_lines(section, _FRAGMENT))
+        lines.extend(_section_lines(section, replace(_FRAGMENT, lang=lang)))
     return "\n".join([*lines, "</div>"]) + "\n"
 
 
@@ -118,7 +121,7 @@ def render_page(document: Document) -> str:
     title = _plain(visible(document.title))
     lines = [
         "<!DOCTYPE html>",
-        '<html lang="en">',
+        f'<html lang="{document.lang}">',
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -153,7 +156,7 @@ def _page_body(document: Document) -> Iterator[str]:
             yield f'<h2 id="group-{at}">{_plain(visible(name))}</h2>'
         for section in sections:
             yield "<section>"
-            yield from _section_lines(section, _PAGE)
+            yield from _section_lines(section, replace(_PAGE, lang=document.lang))
             yield "</section>"
 
 
@@ -175,10 +178,10 @@ def _block_lines(block: Block, look: _Look) -> Iterator[str]:
         case Notice():
             word, color = _NOTICES[block.severity]
             style = f"border-left:4px solid {color};padding-left:8px"
-            yield f'<p style="{style}"><b>{word}</b> {sentence(block, _code, _plain)}</p>'
+            yield f'<p style="{style}"><b>{told(word, look.lang)}</b> {sentence(block, _code, _plain)}</p>'
         case Facts():
-            yield from _table_lines(facts_table(block), look)
-            yield from (f'<p class="diffai-soft">{_plain(text)}</p>' for text in missing(block))
+            yield from _table_lines(facts_table(block, look.lang), look)
+            yield from (f'<p class="diffai-soft">{_plain(text)}</p>' for text in missing(block, look.lang))
         case Table():
             yield from _table_lines(block, look)
         case Series() | Matrix() | Flow():
@@ -191,11 +194,11 @@ def _lines_lines(block: Lines, look: _Look) -> Iterator[str]:
     shown, more = _split(block.lines)
     yield _pre(shown)
     if more:
-        yield from _details(plural(len(more), "more line"), [_pre(more)], look)
+        yield from _details(told(plural(len(more), "more line"), look.lang), [_pre(more)], look)
 
 
 def _table_lines(table: Table, look: _Look) -> Iterator[str]:
-    title = table_title(table)
+    title = table_title(table, look.lang)
     if title:
         yield f'<p class="diffai-title"><b>{_plain(visible(title))}</b></p>'
     texts = table_texts(table)
@@ -204,7 +207,7 @@ def _table_lines(table: Table, look: _Look) -> Iterator[str]:
     )
     yield from _grid(table.columns, shown)
     if more:
-        yield from _details(plural(len(more), "more row"), _grid(table.columns, more), look)
+        yield from _details(told(plural(len(more), "more row"), look.lang), _grid(table.columns, more), look)
     if table.note:
         yield f'<p class="diffai-soft">{_plain(visible(table.note))}</p>'
 
@@ -233,8 +236,9 @@ def _row(cells: Sequence[Cell], texts: Sequence[str], columns: Sequence[Column])
 def _cell(cell: Cell, text: str) -> str:
     if isinstance(cell, Name):
         return _code(text)
-    if is_number(cell) and text.startswith("-"):
-        return MINUS + text[1:]
+    if is_number(cell):
+        # Browsers break lines behind a hyphen, that of an exponent too.
+        return text.replace("-", MINUS)
     return _plain(text)
 
 

@@ -24,7 +24,7 @@ from diffai_jupyter.contract.blocks import (
     Table,
 )
 from diffai_jupyter.render.phrases import facts_table, missing, sentence, table_texts, table_title, visible
-from diffai_jupyter.wording import Name, plural
+from diffai_jupyter.wording import Name, plural, told
 
 if sys.version_info >= (3, 11):
     from typing import assert_never
@@ -35,14 +35,15 @@ COMMENT_LIMIT = 65_536
 """Characters that a comment on a pull request may have."""
 
 # An underscore between two letters or digits is no emphasis in GitHub's dialect.
-_SPECIAL = re.compile(r"([\\`*\[\]<>|$~]|(?<![^\W_])_|_(?![^\W_]))")
+# Of two hyphens, as flags begin with, pandoc makes a dash on the way to a PDF.
+_SPECIAL = re.compile(r"([\\`*\[\]<>|$~]|(?<![^\W_])_|_(?![^\W_])|-(?=-))")
 _BLOCK_START = re.compile(r"^(?:(?=[-+#=])|(\d{1,9})(?=[.)]))")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _DELIMITER_ROW = re.compile(r"^\|(?: ?:?-+:? ?\|)+$")
 
 
 def render_markdown(
-    document: Document, images: Mapping[str, str] | None = None, limit: int | None = None
+    document: Document, images: Mapping[str, str] | None = None, limit: int | None = None, top: int = 1
 ) -> str:
     """Render a document as GitHub-flavoured Markdown.
 
@@ -54,16 +55,18 @@ def render_markdown(
         Relative paths of the pictures, by the key of the chart. A chart without one is its sentence only.
     limit : int, optional
         Most characters of the result; the last line says what was cut. See `COMMENT_LIMIT`.
+    top : int
+        Level of the title; headings lie as far below it as they do in the document.
 
     Returns
     -------
     str
         Markdown that ends with a newline.
     """
-    chunks = [f"# {_plain(visible(document.title))}"] if document.title else []
+    chunks = [_heading(document.title, top)] if document.title else []
     for section in document.sections:
         for block in section.blocks:
-            chunks.extend(_block_chunks(block, images or {}))
+            chunks.extend(_block_chunks(block, images or {}, document.lang, top))
     text = "\n\n".join(chunk for chunk in chunks if chunk) + "\n"
     return text if limit is None or len(text) <= limit else _cut(text, limit)
 
@@ -98,21 +101,24 @@ def count_markdown(text: str) -> MarkdownCounts:
     )
 
 
-def _block_chunks(block: Block, images: Mapping[str, str]) -> list[str]:
+def _block_chunks(block: Block, images: Mapping[str, str], lang: str, top: int) -> list[str]:
     match block:
         case Heading():
-            return [f"{'#' * block.level} {_plain(visible(block.text))}"]
+            return [_heading(block.text, top + block.level - 1)]
         case Lines():
             return [_fenced(block.lines)]
         case Sentence():
             said = sentence(block, _code, _plain)
             return [f"**{said}**" if block.is_strong else _paragraph(said)]
         case Notice():
-            return [f"**{block.severity.name}:** {sentence(block, _code, _plain)}"]
+            return [f"**{told(block.severity.name, lang)}:** {sentence(block, _code, _plain)}"]
         case Facts():
-            return _table_chunks(facts_table(block)) + [_paragraph(_plain(text)) for text in missing(block)]
+            return [
+                *_table_chunks(facts_table(block, lang), lang),
+                *(_paragraph(_plain(text)) for text in missing(block, lang)),
+            ]
         case Table():
-            return _table_chunks(block)
+            return _table_chunks(block, lang)
         case Series() | Matrix() | Flow():
             chunks = [_paragraph(sentence(block.takeaway, _code, _plain))]
             if block.key in images:
@@ -122,8 +128,12 @@ def _block_chunks(block: Block, images: Mapping[str, str]) -> list[str]:
             assert_never(block)
 
 
-def _table_chunks(table: Table) -> list[str]:
-    title = table_title(table)
+def _heading(text: str, level: int) -> str:
+    return f"{'#' * min(level, 6)} {_plain(visible(text))}"
+
+
+def _table_chunks(table: Table, lang: str) -> list[str]:
+    title = table_title(table, lang)
     head = [f"| {' | '.join(_plain(visible(column.title)) for column in table.columns)} |"]
     rule = f"| {' | '.join('---' if column.align is Align.TEXT else '---:' for column in table.columns)} |"
     body = [
@@ -211,6 +221,11 @@ def _cut(text: str, limit: int) -> str:
     while kept < len(lines) and used + len(lines[kept]) + 1 <= room:
         used += len(lines[kept]) + 1
         kept += 1
+    for at in (kept, kept - 1):
+        # A table of which no row is left loses its head as well.
+        if 0 < at < len(lines) and _DELIMITER_ROW.match(lines[at]):
+            kept = at - 1
+            break
     shown = lines[:kept]
     if _is_open(shown):
         opening = next(line for line in reversed(shown) if line.startswith("```"))

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from diffai_jupyter.contract.blocks import Align, Cell, Column, Fact, Facts, Notice, Sentence, Table
 from diffai_jupyter.evidence import REASONS, Value
-from diffai_jupyter.wording import Name, say, show_name, write_number, write_value
+from diffai_jupyter.wording import Name, say, show_name, told, write_number, write_value
 
 MINUS = "\u2212"
 
@@ -49,7 +49,7 @@ def sentence(
     return say(block.template, block.said, wrap, lambda text: plain(visible(text)))
 
 
-def evidence_words(value: Value) -> str:
+def evidence_words(value: Value, lang: str = "en") -> str:
     """Say how a value is known, in words.
 
     Examples
@@ -62,43 +62,50 @@ def evidence_words(value: Value) -> str:
     """
     said = [value.reason or "", value.assumption, value.source, value.detail]
     if value.confidence is not None:
-        said.append(f"confidence {value.confidence:.3g}")
+        said.append(say(told("confidence {p}", lang), {"p": f"{value.confidence:.3g}"}))
     if value.interval is not None:
-        said.append(f"{write_number(value.interval[0])} to {write_number(value.interval[1])}")
-    details = ", ".join(part for part in said if part)
-    return visible(f"{value.evidence}: {details}" if details else str(value.evidence))
+        low, high = map(write_number, value.interval)
+        said.append(say(told("{low} to {high}", lang), {"low": low, "high": high}))
+    details = told(", ", lang).join(part for part in said if part)
+    word = told(str(value.evidence), lang)
+    return visible(f"{word}: {details}" if details else word)
 
 
-def missing(facts: Facts) -> tuple[str, ...]:
+def missing(facts: Facts, lang: str = "en") -> tuple[str, ...]:
     """Say, once for each reason among `facts`, what is missing and what would settle it."""
     codes = dict.fromkeys(fact.value.reason for fact in facts.facts if fact.value.reason)
-    return tuple(f"{code}: {REASONS[code].sentence} {REASONS[code].remedy}".rstrip() for code in codes)
+    return tuple(
+        f"{code}: {told(f'{REASONS[code].sentence} {REASONS[code].remedy}'.rstrip(), lang)}" for code in codes
+    )
 
 
-def value_cell(fact: Fact) -> str:
+def value_cell(fact: Fact, lang: str = "en") -> str:
     """Write the value of a fact; a `Name` stays one."""
     value = fact.value.value
     written = write_value(value, fact.form, fact.allows_infinite)
+    if value is None:
+        written = told(written, lang)
     return Name(written) if isinstance(value, Name) else visible(written)
 
 
-def facts_table(facts: Facts) -> Table:
+def facts_table(facts: Facts, lang: str = "en") -> Table:
     """Return the same facts as a table, for renderers that draw grids."""
     has_notes = any(fact.note for fact in facts.facts)
     titles = ("Quantity", "Value", "Evidence", "Meaning") if has_notes else ("Quantity", "Value", "Evidence")
     return Table(
         title=facts.title,
-        columns=tuple(Column(title, Align.TEXT) for title in titles),
+        columns=tuple(Column(told(title, lang), Align.TEXT) for title in titles),
         rows=tuple(
-            (fact.label, value_cell(fact), evidence_words(fact.value), fact.note)[: len(titles)]
+            (fact.label, value_cell(fact, lang), evidence_words(fact.value, lang), fact.note)[: len(titles)]
             for fact in facts.facts
         ),
     )
 
 
-def table_title(table: Table) -> str:
+def table_title(table: Table, lang: str = "en") -> str:
     """Return the line above a table, with how many rows were left out."""
-    cut = f"{len(table.rows):,} of {table.total:,} shown" if table.total > len(table.rows) else ""
+    said = {"shown": f"{len(table.rows):,}", "total": f"{table.total:,}"}
+    cut = say(told("{shown} of {total} shown", lang), said) if table.total > len(table.rows) else ""
     if table.title and cut:
         return f"{table.title} ({cut})"
     return table.title or cut

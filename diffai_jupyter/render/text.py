@@ -32,7 +32,7 @@ from diffai_jupyter.render.phrases import (
     value_cell,
     visible,
 )
-from diffai_jupyter.wording import Name, show_name
+from diffai_jupyter.wording import Name, show_name, told
 
 if sys.version_info >= (3, 11):
     from typing import assert_never
@@ -75,7 +75,7 @@ def render_text(document: Document, color: bool = False, width: int = 100) -> st
     starts = set()
     for section in document.sections:
         starts.add(len(parts))
-        parts.extend((block, _block_lines(block, width, color)) for block in section.blocks)
+        parts.extend((block, _block_lines(block, width, color, document.lang)) for block in section.blocks)
     lines: list[str] = []
     for at, (block, written) in enumerate(parts):
         if lines and written and _is_apart(parts[at - 1][0], block, at in starts):
@@ -93,7 +93,7 @@ def _is_apart(before: Block | None, block: Block | None, starts_section: bool) -
     return starts_section or isinstance(block, (Heading, Table, Facts)) or isinstance(before, (Table, Facts))
 
 
-def _block_lines(block: Block, width: int, color: bool) -> list[str]:
+def _block_lines(block: Block, width: int, color: bool, lang: str) -> list[str]:
     match block:
         case Heading():
             return textwrap.wrap(visible(block.text), width)
@@ -102,29 +102,29 @@ def _block_lines(block: Block, width: int, color: bool) -> list[str]:
         case Sentence():
             return _wrapped(sentence(block), width)
         case Notice():
-            lines = _wrapped(f"{block.severity.name}: {sentence(block)}", width)
+            lines = _wrapped(f"{told(block.severity.name, lang)}: {sentence(block)}", width)
             return [_colored(line, color) for line in lines[:1]] + lines[1:]
         case Facts():
-            return _facts_lines(block, width)
+            return _facts_lines(block, width, lang)
         case Table() if block.lines:
             return [_colored(visible(line), color) for line in block.lines]
         case Table():
-            return _table_lines(block, width)
+            return _table_lines(block, width, lang)
         case Series() | Matrix() | Flow():
             return _wrapped(sentence(block.takeaway), width)
         case _:
             assert_never(block)
 
 
-def _facts_lines(facts: Facts, width: int) -> list[str]:
-    values = [value_cell(fact) for fact in facts.facts]
+def _facts_lines(facts: Facts, width: int, lang: str) -> list[str]:
+    values = [value_cell(fact, lang) for fact in facts.facts]
     values = [show_name(value) if isinstance(value, Name) else value for value in values]
     labels = [visible(fact.label) for fact in facts.facts]
     label_width = max((_columns(label) for label in labels), default=0)
     value_width = min(max((_columns(value) for value in values), default=0), width // 3)
     lines = _wrapped(visible(facts.title), width) if facts.title else []
     for fact, label, value in zip(facts.facts, labels, values, strict=True):
-        tail = f"[{evidence_words(fact.value)}]"
+        tail = f"[{evidence_words(fact.value, lang)}]"
         start = f"{_padded(label, label_width)}{_GAP}{_padded(value, value_width)}{_GAP}"
         room = width - _columns(start)
         if room < _LEAST_NAME:
@@ -132,14 +132,14 @@ def _facts_lines(facts: Facts, width: int) -> list[str]:
             continue
         first, *rest = _wrapped(tail, room)
         lines += [start + first, *(" " * _columns(start) + line for line in rest)]
-    return lines + [line for text in missing(facts) for line in _wrapped(text, width)]
+    return lines + [line for text in missing(facts, lang) for line in _wrapped(text, width)]
 
 
-def _table_lines(table: Table, width: int) -> list[str]:
+def _table_lines(table: Table, width: int, lang: str) -> list[str]:
     texts = [[visible(column.title) for column in table.columns], *table_texts(table)]
     widths = [max(map(_columns, column)) for column in zip(*texts, strict=True)]
     widths = _fitted(widths, table, width)
-    title = table_title(table)
+    title = table_title(table, lang)
     lines = _wrapped(visible(title), width) if title else []
     rule = _GAP.join("-" * column for column in widths)
     head, *body = (_row(row, widths, table) for row in texts)

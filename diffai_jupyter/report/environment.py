@@ -22,9 +22,8 @@ THRESHOLDS: Mapping[str, str] = {
 OTHERS: Mapping[str, str] = {
     CONFIG_FILE: "The settings file to read; 0 reads none.",
     "DIFFAI_CACHE": "Reserved: 0 will turn the cache off.",
-    "DIFFAI_LANG": "Reserved for the language of the text.",
     "DIFFAI_PROGRESS": "0 shows no progress.",
-    "DIFFAI_STATIC": "Reserved: 1 will show no widgets.",
+    "DIFFAI_STATIC": "1 shows no widgets.",
     "DIFFAI_TIMEOUT": "Seconds to wait for the answer of a server.",
 }
 """Variables that are read elsewhere, or not yet."""

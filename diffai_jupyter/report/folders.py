@@ -24,6 +24,7 @@ from diffai_jupyter.contract.report import Change, Coverage, Report, Side
 from diffai_jupyter.evidence import measured, unknown
 from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.options import Settings
+from diffai_jupyter.render.translation import translated
 from diffai_jupyter.report.change import HEADERS_ONLY
 from diffai_jupyter.report.layout import SUMMARY, lay_out
 from diffai_jupyter.report.summary import headline, summary
@@ -122,7 +123,8 @@ def lay_out_folders(report: Report, found: FolderPair, settings: Settings) -> Do
     aside = [section for section in whole.sections if section.key == "settings"]
     first = Section("summary", SUMMARY, tuple(_overview(report, found, settings)))
     own = replace(settings, chosen={**settings.chosen, "show_config": False})
-    return Document(whole.title, (first, *_pairs(found, own), *aside))
+    document = Document(whole.title, (first, *_pairs(found, own), *aside))
+    return translated(document, settings["lang"])
 
 
 def _side(source: str, sides: Sequence[Side]) -> Side:

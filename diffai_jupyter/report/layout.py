@@ -27,7 +27,9 @@ from diffai_jupyter.contract.report import Report, TensorRow
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.facts.change.changes import Status
 from diffai_jupyter.options import Settings
-from diffai_jupyter.report.brief import brief
+from diffai_jupyter.render.translation import translated
+from diffai_jupyter.report.brief import REVIEW, brief
+from diffai_jupyter.report.listing import Listing
 from diffai_jupyter.report.rows import collapsed_lines
 from diffai_jupyter.report.summary import alarms, summary
 from diffai_jupyter.wording import Name, show_name
@@ -46,7 +48,9 @@ _SINGLE = (
 )
 
 
-def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) -> Document:
+def lay_out(
+    report: Report, settings: Settings, charts: tuple[Chart, ...] = (), listing: Listing | None = None
+) -> Document:
     """Lay out a report.
 
     Parameters
@@ -57,33 +61,37 @@ def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) 
         What of it to show: ``top``, ``show_unchanged``, ``show_pairing``, ``show_config``, ``brief``, ``stats``.
     charts : tuple of Chart
         Charts to show; empty leaves out the charts of the analyses, too.
+    listing : Listing, optional
+        Lists the tensors whatever was asked for, and only these; everything else is of all tensors.
 
     Returns
     -------
     Document
         Sections in reading order.
     """
-    title = f"diffai: {report.a.source} → {report.b.source}"
+    title = title_of(report)
     if settings["brief"]:
-        return Document(title, (Section("summary", SUMMARY, brief(report)),))
+        return translated(Document(title, (Section("summary", SUMMARY, brief(report)),)), settings["lang"])
     sections = [Section("summary", SUMMARY, summary(report))]
     flags = {analysis.flag for analysis in report.analyses}
     if (
         report.tensors
-        and (not flags or settings["show_unchanged"])
+        and (not flags or settings["show_unchanged"] or listing is not None)
         and "sort-by-change-magnitude" not in flags
     ):
-        sections.append(Section("tensors", TENSORS, (Heading("Tensors", 2), *_tensors(report, settings))))
+        sections.append(Section("tensors", TENSORS, (Heading("Tensors", 2), *_tensors(report, settings, listing))))
     is_technical = REPORT_FLAG in flags and settings["report_type"] == "technical"
     if (settings["stats"] or is_technical) and report.tensors:
         rows = TECHNICAL_ROWS if is_technical else settings["top"]
-        sections.append(Section("stats", TENSORS, (Heading("Statistics", 2), _stats(report, rows))))
+        sections.append(Section("stats", TENSORS, (Heading("Statistics", 2), _stats(report, rows, listing))))
     for analysis in report.analyses:
         if analysis.flag in report.results:
-            blocks = _analysis(analysis, report.results[analysis.flag], bool(charts))
+            blocks = analysis_blocks(analysis, report.results[analysis.flag], bool(charts))
             if analysis.flag == "sort-by-change-magnitude":
-                blocks = (*blocks[:2], *_tensors(report, settings), *blocks[2:])
-            sections.append(Section(analysis.flag, analysis.group.value, blocks))
+                blocks = (*blocks[:2], *_tensors(report, settings, listing), *blocks[2:])
+            # The summary for a reviewer belongs on the first screen.
+            group = SUMMARY if analysis.flag == REVIEW else analysis.group.value
+            sections.append(Section(analysis.flag, group, blocks))
     shown = {block.key for section in sections for block in section.blocks if isinstance(block, Chart)}
     further = tuple(chart for chart in charts if chart.key not in shown)
     if further:
@@ -94,7 +102,12 @@ def lay_out(report: Report, settings: Settings, charts: tuple[Chart, ...] = ()) 
         sections.append(Section("settings", CONFIG, (Heading("Settings", 2), _config(report))))
     if report.timings:
         sections.append(Section(TIMINGS, CONFIG, (Heading("Timings", 2), _timings(report))))
-    return Document(title, _grouped(sections))
+    return translated(Document(title, _grouped(sections)), settings["lang"])
+
+
+def title_of(report: Report) -> str:
+    """Return what stands above everything that is shown of a report."""
+    return f"diffai: {report.a.source} → {report.b.source}"
 
 
 def _grouped(sections: list[Section]) -> tuple[Section, ...]:
@@ -103,18 +116,19 @@ def _grouped(sections: list[Section]) -> tuple[Section, ...]:
     return tuple(sorted(sections, key=lambda section: groups.index(section.group)))
 
 
-def _tensors(report: Report, settings: Settings) -> tuple[Block, ...]:
+def _tensors(report: Report, settings: Settings, listing: Listing | None = None) -> tuple[Block, ...]:
     """Return the tensors that differ, the most changed first, and a line for the others."""
     top = settings["top"]
     if settings.source("top") == "default":
         # Alarms take the room of tensors: the default text stays within one screen.
         top = max(LEAST_LISTED, top - 2 * len(alarms(report)))
-    listed = [row for row in report.tensors if settings["show_unchanged"] or row.status in _SINGLE]
+    kept = report.tensors if listing is None else listing.of(report.tensors)
+    listed = [row for row in kept if settings["show_unchanged"] or row.status in _SINGLE]
     shown = listed[:top]
     lines = [row.line for row in shown]
     if len(listed) > len(shown):
         lines.append(f"… {len(listed) - len(shown)} more tensors (--top {len(listed)} shows them)")
-    lines += collapsed_lines(report.tensors, settings["show_unchanged"])
+    lines += collapsed_lines(kept, settings["show_unchanged"])
     columns = (
         Column("tensor", Align.TEXT),
         Column("what", Align.TEXT),
@@ -128,12 +142,14 @@ def _tensors(report: Report, settings: Settings) -> tuple[Block, ...]:
         Column("rel. change"),
     )
     note = "; ".join(
-        line.lstrip("≈= ") for line in collapsed_lines(report.tensors, settings["show_unchanged"])
+        line.lstrip("≈= ") for line in collapsed_lines(kept, settings["show_unchanged"])
     )
     rows = tuple(_tensor_cells(row) for row in shown)
+    filtered = _filtered(listing, len(kept), len(report.tensors))
     if not rows:
-        return (Lines(tuple(lines)),) if lines else (Sentence("There is no tensor to compare."),)
+        return (*filtered, Lines(tuple(lines)) if lines else Sentence("There is no tensor to compare."))
     return (
+        *filtered,
         Table(
             "Largest changes first",
             columns,
@@ -141,8 +157,17 @@ def _tensors(report: Report, settings: Settings) -> tuple[Block, ...]:
             len(listed) if len(listed) > len(shown) else 0,
             note,
             lines=tuple(lines),
+            are_exact=True,
         ),
     )
+
+
+def _filtered(listing: Listing | None, kept: int, total: int) -> tuple[Block, ...]:
+    """Say which tensors are listed where it is not all of them."""
+    if listing is None or listing.names is None:
+        return ()
+    template = "Listed and drawn: {kept} of {total} tensors ({words}). All other numbers are of all tensors."
+    return (Sentence(template, {"kept": kept, "total": total, "words": Name(listing.words)}),)
 
 
 def _tensor_cells(row: TensorRow) -> tuple[Cell, ...]:
@@ -167,18 +192,19 @@ def _arrow(a: str | None, b: str | None) -> str:
     return a or b or "" if a is None or b is None or a == b else f"{a}→{b}"
 
 
-def _stats(report: Report, top: int) -> Table:
+def _stats(report: Report, top: int, listing: Listing | None = None) -> Table:
+    kept = report.tensors if listing is None else listing.of(report.tensors)
     keys = ("mean", "std", "min", "max", "norm", "zeros", "nan", "inf")
     columns = (Column("tensor", Align.TEXT), *(Column(f"{key} {side}") for key in keys for side in "AB"))
     rows = tuple(
         (Name(row.name), *(row.numbers.get(f"{key}_{side}") for key in keys for side in "ab"))
-        for row in report.tensors[:top]
+        for row in kept[:top]
     )
     return Table(
         "Statistics of each tensor",
         columns,
         rows,
-        len(report.tensors) if len(report.tensors) > top else 0,
+        len(kept) if len(kept) > top else 0,
         "Over finite elements.",
     )
 
@@ -198,7 +224,8 @@ def _pairing(report: Report) -> Table:
     )
 
 
-def _analysis(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Block, ...]:
+def analysis_blocks(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Block, ...]:
+    """Return what a report says of one analysis; its charts only where they are drawn."""
     blocks: list[Block] = [
         Heading(analysis.flag.replace("-", " ").capitalize(), 2),
         Lines((analysis.line(result),)),
@@ -226,7 +253,7 @@ def _analysis(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Blo
 
 def _plain_form(form: str) -> str:
     """Return the form of a value outside its line, where MB is written MiB."""
-    return form.replace("MB", " MiB").replace(" layers", "")
+    return form.replace("MB", " MiB").replace(" layers", "").replace(" checks", "")
 
 
 def _small_print(analysis: Analysis[Any], result: Result) -> list[Block]:
@@ -259,6 +286,6 @@ def _config(report: Report) -> Table:
         "Effective settings",
         (Column("setting", Align.TEXT), Column("value", Align.TEXT), Column("from", Align.TEXT)),
         tuple(
-            (s.key, Name("" if s.value is None else str(s.value)), Name(s.source)) for s in report.settings
+            (Name(s.key), Name("" if s.value is None else str(s.value)), Name(s.source)) for s in report.settings
         ),
     )

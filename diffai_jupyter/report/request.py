@@ -9,6 +9,7 @@ from diffai_jupyter.analyses import REPORT_FLAG, about_pair, all_analyses
 from diffai_jupyter.errors import ArgumentError, SettingError
 from diffai_jupyter.hardware import hardware_of
 from diffai_jupyter.options import LATER, OPTIONS, PATH_FLAGS, Layer, Request, Settings, name_source, resolve
+from diffai_jupyter.report.brief import REVIEW
 from diffai_jupyter.report.gate import conditions_of, flags_of
 from diffai_jupyter.report.thresholds import thresholds_given
 from diffai_jupyter.wording import close_matches, show_name
@@ -122,6 +123,8 @@ def _with_implied(asked_by: Mapping[str, str], refused: set[str], settings: Sett
                 asked.setdefault(flag, source)
         # The report itself comes last, behind what it counts.
         asked[REPORT_FLAG] = source
+    if settings["summary_cell"]:
+        asked.setdefault(REVIEW, settings.source("summary_cell"))
     if settings["fail_on"]:
         source = settings.source("fail_on")
         for flag in flags_of(conditions_of(settings["fail_on"], source)):

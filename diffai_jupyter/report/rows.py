@@ -18,8 +18,11 @@ _RESIZED = (Rule.NEW_ROWS, Rule.LOST_ROWS)
 
 
 def tensor_rows(pair: Pair, key: str) -> tuple[TensorRow, ...]:
-    """Return one row per tensor, in the order that `key` asks for."""
-    return tuple(_row(pair, change) for change in ranked(pair, key))
+    """Return one row per tensor, in the order that `key` asks for; they are remembered on the pair."""
+    rows: tuple[TensorRow, ...] = pair.remember(
+        ("rows", key), lambda: tuple(_row(pair, change) for change in ranked(pair, key))
+    )
+    return rows
 
 
 def _row(pair: Pair, change: TensorChange) -> TensorRow:

@@ -24,16 +24,23 @@ def headline(report: Report) -> Sentence:
 def summary(report: Report) -> tuple[Block, ...]:
     """Return the blocks of the first screen."""
     blocks: list[Block] = [headline(report), *gate(report), *alarms(report), _key_numbers(report), _coverage(report)]
+    blocks += [_noted(Severity.WARNING, *_side_and_text(warning)) for warning in report.coverage.warnings]
     blocks += [
-        Notice(Severity.WARNING, "{warning}", {"warning": Name(text)}) for text in report.coverage.warnings
-    ]
-    notes = [f"{label}: {text}" for label, side in (("A", report.a), ("B", report.b)) for text in side.notes]
-    blocks += [
-        Notice(Severity.INFO, "{note}", {"note": Name(text)})
-        for text in notes
-        if text not in report.coverage.warnings
+        _noted(Severity.INFO, label, text)
+        for label, side in (("A", report.a), ("B", report.b))
+        for text in side.notes
+        if f"{label}: {text}" not in report.coverage.warnings
     ]
     return tuple(blocks)
+
+
+def _side_and_text(warning: str) -> tuple[str, str]:
+    side, _, text = warning.partition(": ")
+    return side, text
+
+
+def _noted(severity: Severity, side: str, text: str) -> Notice:
+    return Notice(severity, "{side}: {text}", {"side": side, "text": text})
 
 
 def gate(report: Report) -> list[Block]:

@@ -13,6 +13,7 @@ from diffai_jupyter.contract.declaration import Analysis, Reads
 from diffai_jupyter.contract.report import Coverage, Report, Side
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Value, unknown
+from diffai_jupyter.facts import known_already
 from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.facts.training.metrics import ignored_metrics, reported_metrics
 from diffai_jupyter.options import Request
@@ -22,14 +23,17 @@ from diffai_jupyter.report.settings import settings_of
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import listed, say, show_name
 
+RESULT = "result"
+
 
 def write_report(pair: Pair, request: Request) -> Report:
     """Run the analyses that read the checkpoints, and describe the change.
 
-    When every analysis asked for reads headers only, nothing else is read.
+    When every analysis asked for reads headers only, nothing else is read; what was read before is told all the same.
+    Results are remembered on the pair by their thresholds.
     """
     asked = [all_analyses()[flag] for flag in request.analyses if flag in all_analyses()]
-    reads_values = _reads_values(asked, request)
+    reads_values = _reads_values(asked, request) or known_already(pair, changes) is not None
     results = {
         analysis.flag: _run(analysis, pair, request) for analysis in asked if analysis.flag not in ON_DRAFT
     }
@@ -48,8 +52,22 @@ def write_report(pair: Pair, request: Request) -> Report:
 
 
 def _run(analysis: Analysis[Any], pair: Pair, request: Request) -> Result:
-    with pair.run.watch.stage(analysis.flag):
-        return analysis.run(pair, thresholds_of(analysis, request))
+    thresholds = thresholds_of(analysis, request)
+
+    def compute() -> Result:
+        with pair.run.watch.stage(analysis.flag):
+            return analysis.run(pair, thresholds)
+
+    # What a clock cut short is not the same a second time.
+    if pair.run.seconds is not None:
+        return compute()
+    result: Result = pair.remember((RESULT, analysis.flag, tuple(thresholds.items())), compute)
+    return result
+
+
+def flags_run(pair: Pair) -> frozenset[tuple[object, ...]]:
+    """Return the analyses that have been run on a pair, each with its thresholds."""
+    return frozenset(key for key in pair.memory if isinstance(key, tuple) and key[0] == RESULT)
 
 
 def _pairing(pair: Pair, reads_values: bool) -> tuple[tuple[str, str, str], ...]:

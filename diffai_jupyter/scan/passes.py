@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,25 @@ def stats(pair: Pair) -> tuple[TensorStats, ...]:
     with pair.run.watch.stage("scan"):
         found: tuple[TensorStats, ...] = pair.remember("stats", lambda: _scan(pair))
     return found
+
+
+def pair_of_one(pair: Pair, tensor: PairedTensor, record: TensorStats | None = None) -> Pair:
+    """Return a pair that holds one tensor of another pair: its facts read nothing but this tensor.
+
+    Parameters
+    ----------
+    pair : Pair
+        The whole.
+    tensor : PairedTensor
+        One of its tensors.
+    record : TensorStats, optional
+        Its record, where the pass has been; the tensor has to be a settled one then.
+    """
+    # Nobody looks at the progress of one tensor, and whoever watched the comparison may be gone.
+    one = replace(pair, tensors=(tensor,), left_out=(), run=replace(pair.run, tick=None), memory={})
+    if record is not None:
+        one.memory["settled"], one.memory["stats"] = (tensor,), (record,)
+    return one
 
 
 def _scan(pair: Pair) -> tuple[TensorStats, ...]:

@@ -20,6 +20,7 @@ from diffai_jupyter.checkpoint.quantized import Product
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.scan.digest import digest_of
 from diffai_jupyter.scan.kernel import Both, Edges, Side, Vector, empty_both, empty_side, equal_sums
+from diffai_jupyter.scan.one_thread import ONE_THREAD
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.stats import BothStats, SideStats, TensorStats
 
@@ -53,9 +54,7 @@ def factored_stats(a: Tensor | None, b: Tensor | None, name: str, epsilon: float
 @contextmanager
 def plain_algebra() -> Iterator[None]:
     """Run BLAS on one thread: its results then do not depend on the cores."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"), np.errstate(all="ignore"):
+    with ONE_THREAD, np.errstate(all="ignore"):
         yield
 
 

@@ -75,6 +75,17 @@ def test_status_of_a_synthetic_log(values, word, advice):
     assert action(pair).startswith(advice)
 
 
+def test_loss_that_fell_and_came_back_has_diverged():
+    evals = {"eval_loss": steps_of([1.0, 0.9, *[2.3] * 28], every=20)}
+    collapsed = np.concatenate([np.linspace(2.3, 0.7, 8), [4.0, 3.0], np.full(50, 2.3)])
+    for pair in (run(collapsed), run(collapsed, metrics=evals)):
+        result = result_of(pair)
+        assert status(pair) == ("diverging", "derived")
+        assert action(pair).startswith("Go back")
+        assert result.findings[0].severity is Severity.CRITICAL
+        assert "had fallen to 1.157 by step 80, is back at 2.3" in sentence(result)
+
+
 def test_batch_noise_alone_is_no_oscillation():
     found = [status(run(fallen(FLAT, 0.4, seed)))[0] for seed in range(60)]
     assert found.count("oscillating") <= 3

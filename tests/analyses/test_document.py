@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mistune
 import pytest
-from bank import BANK, noised, pair_from
+from bank import BANK, noised, pair_called
 from builders import transformer
 
 from diffai_jupyter.comparison import Comparison, compare
@@ -54,7 +54,7 @@ def test_counts_equal_those_of_the_written_file(flags, tmp_path):
 @pytest.mark.parametrize("name", BANK)
 def test_counts_are_right_on_every_pair(name):
     found = Comparison(
-        pair_from(BANK[name]()), request_of(("markdown-output", "change-summary", "memory-analysis"), {})
+        pair_called(name), request_of(("markdown-output", "change-summary", "memory-analysis"), {})
     )
     values = {key: value.value for key, value in found["markdown_output"].values.items()}
     assert values == counted(found.to_markdown())
@@ -78,7 +78,7 @@ def test_pictures_of_the_written_file_are_there(tmp_path):
 @pytest.mark.parametrize("name", BANK)
 @pytest.mark.parametrize("further", [(), ("change-summary", "anomaly-detection")])
 def test_charts_are_counted_as_drawn(name, further):
-    found = Comparison(pair_from(BANK[name]()), request_of(("include-charts", *further), {}))
+    found = Comparison(pair_called(name), request_of(("include-charts", *further), {}))
     charts = found.document().charts()
     values = {key: value.value for key, value in found["include_charts"].values.items()}
     points = 0

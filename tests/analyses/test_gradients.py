@@ -20,6 +20,7 @@ from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import Evidence, reported
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
+from diffai_jupyter.wording import say
 
 ANALYSIS = all_analyses()["gradient-analysis"]
 DEFAULTS = {threshold.key: threshold.default for threshold in ANALYSIS.thresholds}
@@ -55,6 +56,10 @@ def kept(scales: Sequence[float], **settings: Any) -> OptimizerState:
 
 def titles(result: Result, kind: type[Any]) -> list[str]:
     return [block.title for block in result.blocks if isinstance(block, kind)]
+
+
+def said(result: Result) -> str:
+    return say(result.meaning.template, result.meaning.said)
 
 
 def log(*norms: float, step: int = 0) -> Training:
@@ -112,6 +117,21 @@ def test_spike_in_the_log_is_an_explosion():
     assert result.values["norm"].value == 1.0
     assert "step {step}" in result.findings[0].template
     assert result.findings[0].said["step"] == 310
+    assert "The gradient norm reached 60 " in said(result)
+    assert said(result).endswith("The gradient norm at B is 1 (reported).")
+
+
+def test_one_log_wins_over_weights_that_point_elsewhere():
+    a, b = ({n: np.random.default_rng(seed).normal(size=(60, 60)) for n in NAMES} for seed in (1, 2))
+    norms = tuple((10 * i, 1.0 + i / 100) for i in range(1, 9))
+    same = [Training(grad_norms=reported(norms[:n], "trainer_state.json"), step=reported(10 * n, "")) for n in (4, 8)]
+    first, second = same[0], replace(same[1], optimizer=SGD.optimizer, lr=SGD.lr)
+    pair = pair_checkpoints(checkpoint_of(a, training=first), checkpoint_of(b, training=second))
+    assert result_of(pair).values["ratio"].is_known
+    pair = pair_checkpoints(checkpoint_of(a), checkpoint_of(b, training=SGD))
+    assert result_of(pair).values["ratio"].reason == "INDEPENDENT"
+    assert not any("(a and" in text for text in result_of(pair).unreached)
+    assert any("(A and B do not come" in text for text in result_of(pair).unreached)
 
 
 def test_last_norm_that_is_not_finite_is_not_printed():

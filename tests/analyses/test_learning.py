@@ -184,6 +184,20 @@ def test_metric_wins_over_training_loss_and_overfitting_is_said():
     assert "its 11 logged values scatter by" in sentence(result)
 
 
+def test_recovery_from_a_jump_is_no_overfitting():
+    evals = {"eval_loss": ((100, 0.5), (350, 2.0), (600, 1.0))}
+    losses = steps_of([*np.linspace(2, 0.5, 10), *np.linspace(4, 1, 50)])
+    result = result_of(logged_pair(losses, 100, 600, metrics=evals))
+    assert result.values["trend"].value == "degrading"
+    assert not any("fits its training data better" in finding.template for finding in result.findings)
+
+
+def test_movement_beyond_the_norm_is_said_in_full():
+    result = result_of(logged_pair(curve("down"), 100, 600, weights(moved=9.158)))
+    assert result.values["magnitude"].value == 1.0
+    assert sentence(result).endswith("the weights moved by 915.80% of their norm.")
+
+
 def test_metrics_that_disagree_are_said():
     a, b = {"eval_loss": 1.0, "accuracy": 0.8}, {"eval_loss": 0.8, "accuracy": 0.7}
     found = result_of(evaluated(a, b))

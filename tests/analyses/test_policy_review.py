@@ -27,7 +27,11 @@ def answer(result: Result) -> tuple[object, ...]:
 
 
 def bullets(result: Result) -> Table | None:
-    return next((block for block in result.blocks if isinstance(block, Table)), None)
+    return table(result, "Key changes")
+
+
+def table(result: Result, title: str) -> Table | None:
+    return next((block for block in result.blocks if isinstance(block, Table) and block.title == title), None)
 
 
 def lines(result: Result) -> tuple[str, ...]:
@@ -38,6 +42,26 @@ def lines(result: Result) -> tuple[str, ...]:
 def test_equal_pair_has_no_impact_and_nothing_to_list():
     assert answer(run(pair_called("equal"))) == ("low", "recommended", 0)
     assert lines(run(pair_called("equal"))) == ()
+
+
+def test_what_no_metric_leaves_open_is_said_with_what_settles_it():
+    found = table(run(pair_called("moved")), "Not known")
+    assert found is not None
+    what, why, settled = found.rows[0]
+    assert (what, "better" in str(why), "--metrics-a" in str(settled)) == ("metric", True, True)
+    assert "tokenizer" not in str(found.rows)
+
+
+def test_every_check_stands_in_one_row_with_its_outcome():
+    made = case("NONFINITE")
+    found = table(run(made), "Checks")
+    assert found is not None
+    counted = {str(outcome): (count, str(which).split("; ")) for outcome, count, which in found.rows}
+    assert counted["fail"] == (1, ["finite values"])
+    assert all(count == len(which) for count, which in counted.values())
+    regression = all_analyses()["regression-test"]
+    told = regression.run(made, {t.key: t.default for t in regression.thresholds})
+    assert counted["fail"][0] == told.values["failed"].value
 
 
 def test_bare_fine_tune_is_medium_and_conditional():

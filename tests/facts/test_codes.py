@@ -145,9 +145,13 @@ def test_metric_that_was_not_finite_in_a_is_unknown():
     assert "ALL_NONFINITE" in text(found["METRIC_UNKNOWN"])
 
 
-def test_primary_metric_decides():
+def test_primary_metric_decides_and_a_further_one_warns_at_most():
     found = codes(metrics({"accuracy": 0.9, "eval_loss": 1.0}, {"accuracy": 0.5, "eval_loss": 0.9}))
-    assert found == {}
+    assert found.keys() == {"METRIC_WARN"}
+    assert found["METRIC_WARN"].said["name"] == "accuracy"
+    assert found["METRIC_WARN"].step == 0
+    both = codes(metrics({"accuracy": 0.9, "eval_loss": 1.0}, {"accuracy": 0.5, "eval_loss": 1.06}))
+    assert both["METRIC_WARN"].said["name"] == "eval_loss"
 
 
 def test_unknown_name_of_a_metric_is_never_guessed():

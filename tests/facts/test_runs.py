@@ -175,9 +175,9 @@ def test_a_log_of_rows_lies_inside_as_a_whole():
 
 @pytest.mark.parametrize(
     ("step", "value"),
-    [(100, 1.0), (149, 1.0), (150, 1.0), (151, 2.0), (399, 3.0), (400, None), (1, 1.0), (0, None), (250, 2.0)],
+    [(100, 1.0), (149, 1.0), (150, 1.0), (151, 2.0), (350, 3.0), (351, None), (50, 1.0), (49, None), (250, 2.0)],
 )
-def test_near_is_less_than_one_interval_away_and_the_earlier_of_two(step, value):
+def test_near_is_at_most_half_an_interval_away_and_the_earlier_of_two(step, value):
     assert near(((100, 1.0), (200, 2.0), (300, 3.0)), step) == value
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import atexit
+
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -16,6 +18,8 @@ def bare_shell(tmp_path, monkeypatch):
     config.InteractiveShell.colors = "nocolor"
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(config=config)
+    # Else every shell is kept and takes a quarter of a second at the end of the tests.
+    atexit.unregister(shell.atexit_operations)
     shell.display_pub = CapturingDisplayPublisher(shell=shell)
     yield shell
     InteractiveShell.clear_instance()

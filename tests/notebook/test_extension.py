@@ -15,8 +15,8 @@ def traces(shell):
         "matchers": sum(
             isinstance(getattr(m, "__self__", None), Completions) for m in shell.Completer.custom_matchers
         ),
-        "formatters": sum(t.__name__ in ("Comparison", "Written") for t in formatter.type_printers)
-        + sum(name in ("Comparison", "Written") for _, name in formatter.deferred_printers),
+        "formatters": sum(t.__name__ in ("Shown", "Written") for t in formatter.type_printers)
+        + sum(name in ("Shown", "Written") for _, name in formatter.deferred_printers),
     }
 
 

@@ -146,10 +146,10 @@ def read_values(path: Path) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    well, refused = survive(tmp_path / "mutant.gguf", mutants(seeds(tmp_path), 2000), read_values)
+    well, refused = survive(tmp_path / "mutant.gguf", mutants(seeds(tmp_path), 600), read_values)
     # mutants must reach both ends for this to mean anything
-    assert well > 200
-    assert refused > 200
+    assert well > 60
+    assert refused > 60
 
 
 @pytest.mark.slow

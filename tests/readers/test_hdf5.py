@@ -273,7 +273,7 @@ def run_mutants(folder: Path, count: int, seed: int) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    run_mutants(tmp_path, 400, 3)
+    run_mutants(tmp_path, 200, 3)
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def run_mutants(folder: Path, count: int, seed: int) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    run_mutants(tmp_path, 500, 5)
+    run_mutants(tmp_path, 200, 5)
 
 
 @pytest.mark.slow

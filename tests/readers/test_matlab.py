@@ -285,7 +285,7 @@ def run_mutants(folder: Path, count: int, seed: int) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    run_mutants(tmp_path, 800, 7)
+    run_mutants(tmp_path, 300, 7)
 
 
 @pytest.mark.slow

@@ -266,7 +266,7 @@ def run_mutants(folder: Path, count: int, seed: int) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    run_mutants(tmp_path, 600, 1)
+    run_mutants(tmp_path, 300, 1)
 
 
 @pytest.mark.slow

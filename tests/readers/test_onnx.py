@@ -326,7 +326,7 @@ def run_mutants(folder: Path, count: int, seed: int) -> None:
 
 
 def test_mutants(tmp_path: Path) -> None:
-    run_mutants(tmp_path, 800, 10)
+    run_mutants(tmp_path, 300, 10)
 
 
 @pytest.mark.slow

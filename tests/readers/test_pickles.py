@@ -73,17 +73,26 @@ def test_hostile_files_do_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     case, path = CASES[name], tmp_path / "a.pt"
-    if len(case.content) < 1 << 20:  # within 2 s and 256 MiB, with no error but ours
-        assert survive(path, [case.content], open_checkpoint) == ((1, 0) if case.is_listed else (0, 1))
-    path.write_bytes(case.content)
-    if case.is_listed:
-        checkpoint = open_checkpoint(path)
-        assert checkpoint.tensors["w"].read_all().tolist() == [[0, 1], [2, 3]]
-        said = " ".join(sentences(checkpoint))
+    answers: list[Checkpoint | FormatError] = []
+
+    def opened(path: Path) -> None:
+        try:
+            answers.append(open_checkpoint(path))
+        except FormatError as error:
+            answers.append(error)
+
+    if len(case.content) < 1 << 20:  # within 30 s of processor time and 256 MiB, with no error but ours
+        survive(path, [case.content], opened)
     else:
-        with pytest.raises(FormatError) as caught:
-            open_checkpoint(path)
-        said = str(caught.value)
+        path.write_bytes(case.content)
+        opened(path)
+    (answer,) = answers
+    assert isinstance(answer, Checkpoint) == case.is_listed
+    if isinstance(answer, Checkpoint):
+        assert answer.tensors["w"].read_all().tolist() == [[0, 1], [2, 3]]
+        said = " ".join(sentences(answer))
+    else:
+        said = str(answer)
         assert said.startswith(str(path))
         assert said.isprintable()
     assert all(part in said for part in case.said), said
@@ -266,8 +275,8 @@ def read(path: Path) -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    read_well, refused = survive(tmp_path / "a.pt", mutants(seeds(), 800), read)
-    assert min(read_well, refused) > 50
+    read_well, refused = survive(tmp_path / "a.pt", mutants(seeds(), 300), read)
+    assert min(read_well, refused) > 20
 
 
 @pytest.mark.slow

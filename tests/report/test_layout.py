@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bank import BANK, pair_from
+from bank import BANK, pair_called
 from builders import transformer
 
 from diffai_jupyter.comparison import Comparison, compare
@@ -77,7 +77,7 @@ def test_default_text_of_500_tensors_has_at_most_30_lines(changed):
 
 @pytest.mark.parametrize("name", BANK)
 def test_default_text_of_every_pair_has_at_most_30_lines(name):
-    assert len(Comparison(pair_from(BANK[name]()), request_of((), {})).to_text().splitlines()) <= 30
+    assert len(Comparison(pair_called(name), request_of((), {})).to_text().splitlines()) <= 30
 
 
 # Options.
@@ -359,5 +359,5 @@ def test_every_option_of_show_is_tried_here() -> None:
     others: dict[str, Any] = dict.fromkeys(("sort_by", "path", "ignore_keys_regex", "epsilon", "set"))
     elsewhere = {"output", "into", "quiet", "workers", "report_type", "fail_on"}
     elsewhere |= {"history", "metrics_a", "metrics_b", "evaluate", "steps", "optimizer", "lr"}
-    elsewhere |= {"context", "batch", "device", "align", "spectral"}
+    elsewhere |= {"context", "batch", "device", "align", "spectral", "lang", "panel", "summary_cell"}
     assert set(OPTIONS) == shown | set(others) | elsewhere

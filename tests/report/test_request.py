@@ -100,8 +100,8 @@ def test_an_unknown_keyword_is_refused_with_the_nearest():
 
 
 def test_a_flag_of_a_later_stage_says_so():
-    with pytest.raises(ArgumentError, match=r"^The flag --panel is not built yet; leave it out\.$"):
-        request_of(["panel"], {})
+    with pytest.raises(ArgumentError, match=r"^The flag --base is not built yet; leave it out\.$"):
+        request_of(["base"], {})
 
 
 def test_analyses_of_the_layers_below_are_added_and_say_who_asked():

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from bank import BANK, pair_from
+from bank import BANK, pair_called
 from builders import pair_of
 
 from diffai_jupyter.contract.report import TensorRow
@@ -67,7 +67,7 @@ def test_scalars_have_an_empty_shape():
 
 @pytest.mark.parametrize("name", BANK)
 def test_every_line_has_the_form_of_its_status(name):
-    for row in tensor_rows(pair_from(BANK[name]()), "rel"):
+    for row in tensor_rows(pair_called(name), "rel"):
         assert re.fullmatch(LINES[row.status], row.line), row.line
         assert "\x1b" not in row.line
         assert "\u202e" not in row.line

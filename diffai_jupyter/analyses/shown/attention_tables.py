@@ -46,7 +46,7 @@ def _heads(heads: Value) -> str:
         return heads.reason or "unknown"
     sizes = f"{known.size}" if known.size == known.value_size else f"{known.size}, values {known.value_size}"
     keys = "" if known.shared == known.count else f"; {known.shared} of keys and values"
-    return f"{known.count} of {sizes}{keys}"
+    return f"{known.count} of size {sizes}{keys}"
 
 
 def _known(heads: Value) -> str:

@@ -88,7 +88,9 @@ def not_looked_at(pair: Pair) -> tuple[str, ...]:
 
 
 def _clause(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".")
+    """Return a sentence as part of another one; a capital that stands alone is a name."""
+    first = sentence if sentence[1:2] == " " else sentence[0].lower() + sentence[1:]
+    return first.rstrip(".")
 
 
 def _knows(ask: Callable[[Pair], object], pair: Pair) -> bool:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from diffai_jupyter.analyses.shown.loss_pictures import loss_curve
 from diffai_jupyter.analyses.shown.similarity_blocks import similarity_heatmap
 from diffai_jupyter.contract.blocks import Chart, Curve, Mark, Matrix, Sentence, Series
-from diffai_jupyter.facts.change.changes import Status, TensorChange, changes, layers
+from diffai_jupyter.facts.change.changes import LayerChange, Status, TensorChange, changes, layers
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import Name
 
 BARS = 24
 HISTOGRAMS = 4
 
+Names = frozenset[str] | None
+"""Tensors that are drawn, by the name they are shown with; None for all."""
 
-def change_by_layer(pair: Pair) -> Series | None:
+
+def change_by_layer(pair: Pair, names: Names = None) -> Series | None:
     """Draw the relative change of the most changed layers as bars, in depth order."""
-    moved = [layer for layer in layers(pair) if 0 < layer.relative_change < math.inf]
+    every = _layers(pair, names)
+    moved = [layer for layer in every if 0 < layer.relative_change < math.inf]
     if not moved:
         return None
     top = sorted(moved, key=lambda layer: -layer.relative_change)[:BARS]
@@ -42,16 +47,16 @@ def change_by_layer(pair: Pair) -> Series | None:
                 "most": Name(most.name),
                 "change": most.relative_change,
                 "moved": len(moved),
-                "layers": len(layers(pair)),
+                "layers": len(every),
             },
         ),
     )
 
 
-def change_by_depth(pair: Pair) -> Series | None:
+def change_by_depth(pair: Pair, names: Names = None) -> Series | None:
     """Draw the relative change of each block against its index."""
     blocks: dict[int, list[tuple[float, float]]] = {}
-    for layer in layers(pair):
+    for layer in _layers(pair, names):
         if layer.block is not None:
             blocks.setdefault(layer.block, []).append((layer.a_squares, layer.d_squares))
     points = [
@@ -76,10 +81,10 @@ def change_by_depth(pair: Pair) -> Series | None:
     )
 
 
-def change_heatmap(pair: Pair) -> Matrix | None:
+def change_heatmap(pair: Pair, names: Names = None) -> Matrix | None:
     """Draw the relative change of every block and role as a heatmap."""
     cells: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for change in changes(pair):
+    for change in _changes(pair, names):
         part, both = change.tensor.part, change.both
         if part.block is not None and both is not None and change.tensor.is_parameter:
             cells.setdefault((part.block, _module(change)), []).append((both.a_squares, both.d_squares))
@@ -124,41 +129,41 @@ def _ratio(sums: list[tuple[float, float]] | None) -> float | None:
 
 
 def before_and_after(change: TensorChange) -> Series | None:
-    """Draw the sampled distribution of one tensor in A and in B."""
-    digest = change.stats.digest
-    if digest.edges is None or digest.counts_a is None or digest.counts_b is None:
+    """Draw the sampled distribution of one tensor in A and in B, or on the side that has it."""
+    digest, name = change.stats.digest, change.tensor.shown_name
+    if digest.edges is None:
         return None
     edges = tuple(float(edge) for edge in digest.edges)
-    a, b = change.stats.a, change.stats.b
-    if a is None or b is None:
+    sides = [
+        (label, stats, Curve(label, edges, tuple(float(n) for n in counts)))
+        for label, stats, counts in (("A", change.stats.a, digest.counts_a), ("B", change.stats.b, digest.counts_b))
+        if stats is not None and counts is not None
+    ]
+    if not sides:
         return None
+    said: dict[str, object] = {"name": Name(name), "change": change.relative_change}
+    template = "{name}: standard deviation {a:.4g} in A, {b:.4g} in B; relative change {change:.2%}."
+    if len(sides) == 1:
+        template = "{name}: standard deviation {std:.4g} in {side}."
+        said |= {"side": sides[0][0], "std": sides[0][1].std}
+    elif not math.isfinite(change.relative_change):
+        template = "{name}: standard deviation {a:.4g} in A, {b:.4g} in B."
     return Series(
-        f"distribution:{change.tensor.shown_name}",
-        "Distribution before and after",
+        f"distribution:{name}",
+        "Distribution before and after" if len(sides) > 1 else f"Distribution in {sides[0][0]}",
         Mark.HISTOGRAM,
-        (
-            Curve("A", edges, tuple(float(n) for n in digest.counts_a)),
-            Curve("B", edges, tuple(float(n) for n in digest.counts_b)),
-        ),
-        f"value of {change.tensor.shown_name[:60]}",
+        tuple(curve for _, _, curve in sides),
+        f"value of {name[:60]}",
         f"elements, of {digest.sampled} sampled",
-        Sentence(
-            "{name}: standard deviation {a:.4g} in A, {b:.4g} in B; relative change {change:.2%}.",
-            {
-                "name": Name(change.tensor.shown_name),
-                "a": a.std,
-                "b": b.std,
-                "change": change.relative_change,
-            },
-        ),
+        Sentence(template, said | {label.lower(): stats.std for label, stats, _ in sides}),
     )
 
 
-def distributions(pair: Pair) -> tuple[Series, ...]:
+def distributions(pair: Pair, names: Names = None) -> tuple[Series, ...]:
     """Draw the four most changed matrices before and after."""
     moved = [
         c
-        for c in changes(pair)
+        for c in _changes(pair, names)
         if c.status is Status.CHANGED and c.tensor.is_parameter and c.relative_change > 0
     ]
     matrices = [c for c in moved if c.tensor.b is not None and min(c.tensor.b.grid) > 1] or moved
@@ -167,11 +172,11 @@ def distributions(pair: Pair) -> tuple[Series, ...]:
     return tuple(series for series in drawn if series is not None)
 
 
-def change_against_size(pair: Pair) -> Series | None:
+def change_against_size(pair: Pair, names: Names = None) -> Series | None:
     """Draw the relative change of every changed tensor against its size."""
     points = [
         (float(change.both.size), change.relative_change, change)
-        for change in changes(pair)
+        for change in _changes(pair, names)
         if change.both is not None
         and change.status is Status.CHANGED
         and 0 < change.relative_change < math.inf
@@ -199,15 +204,40 @@ def _is_moved(pair: Pair) -> bool:
     return any(layer.changed for layer in layers(pair))
 
 
-def all_charts(pair: Pair) -> tuple[Chart, ...]:
-    """Return the charts of a comparison, in reading order."""
+def _changes(pair: Pair, names: Names) -> list[TensorChange]:
+    return [change for change in changes(pair) if names is None or change.tensor.shown_name in names]
+
+
+def _layers(pair: Pair, names: Names) -> list[LayerChange]:
+    if names is None:
+        return list(layers(pair))
+    kept = {name.rpartition(".")[0] or name for name in names}
+    return [layer for layer in layers(pair) if layer.name in kept]
+
+
+def all_charts(pair: Pair, names: Names = None) -> tuple[Chart, ...]:
+    """Return the charts of a comparison, in reading order.
+
+    Parameters
+    ----------
+    pair : Pair
+        The pair.
+    names : frozenset of str, optional
+        Draw only these tensors, by the name they are shown with, where a chart is of tensors, and the layers that
+        they stand in. The titles then say so.
+    """
+    of_tensors: tuple[Chart | None, ...] = (
+        change_by_layer(pair, names),
+        change_heatmap(pair, names),
+        change_by_depth(pair, names),
+        change_against_size(pair, names),
+    )
+    if names is not None:
+        of_tensors = tuple(chart and replace(chart, title=f"{chart.title} (filtered)") for chart in of_tensors)
     charts: tuple[Chart | None, ...] = (
-        change_by_layer(pair),
-        change_heatmap(pair),
-        change_by_depth(pair),
-        change_against_size(pair),
+        *of_tensors,
         loss_curve(pair),
         similarity_heatmap(pair) if _is_moved(pair) else None,
-        *distributions(pair),
+        *distributions(pair, names),
     )
     return tuple(chart for chart in charts if chart is not None)

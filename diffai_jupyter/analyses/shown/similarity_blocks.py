@@ -52,7 +52,8 @@ def similarity_heatmap(pair: Pair) -> Matrix | None:
 def _labels(layers: Sequence[Layer], is_a: bool) -> tuple[str, ...]:
     """Return block and kind, or names where these do not tell all layers apart."""
     short = tuple(f"{layer.block} {layer.kind}" for layer in layers if layer.block is not None)
-    if len(set(short)) == len(layers):
+    # Of a plain stack of layers the kind is the number of the layer once more.
+    if len(set(short)) == len(layers) and not any(layer.kind.isdigit() for layer in layers):
         return tuple(Name(label) for label in short)
     return tuple(Name(layer.name_a if is_a else layer.name_b) for layer in layers)
 

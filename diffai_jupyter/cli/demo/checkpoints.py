@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from diffai_jupyter.cli.demo.network import Parameters, evaluate, start
 from diffai_jupyter.cli.demo.training import (
     BATCH,
-    EVALUATE_EVERY,
     LOG_EVERY,
     STEPS_PER_EPOCH,
     Digits,
@@ -69,7 +68,7 @@ def write_checkpoints(folder: Path) -> tuple[Written, ...]:
     damaged[DAMAGED_TENSOR][DAMAGED_ELEMENT] = np.nan
 
     def write(name: str, story: str, found: Parameters, on: Digits, moment: Moment | None = None) -> Written:
-        _write(folder / name, found, "BF16" if found is cast else "F32", moment)
+        write_checkpoint(folder / name, found, "BF16" if found is cast else "F32", moment)
         return Written(folder / name, story, evaluate(found, on.held_images, on.held_labels)[1])
 
     tuned = f"late, its last layer trained {HEAD_PLAN.steps} more steps on shifted digits"
@@ -82,7 +81,7 @@ def write_checkpoints(folder: Path) -> tuple[Written, ...]:
     )
 
 
-def _write(folder: Path, parameters: Parameters, dtype: str, moment: Moment | None) -> None:
+def write_checkpoint(folder: Path, parameters: Parameters, dtype: str, moment: Moment | None) -> None:
     """Write weights and config.json, and trainer_state.json where the network was trained to this point."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(_safetensors(parameters, dtype))
@@ -103,7 +102,7 @@ def _write(folder: Path, parameters: Parameters, dtype: str, moment: Moment | No
 def _trainer_state(moment: Moment) -> dict[str, object]:
     return {
         "epoch": epoch(moment.step),
-        "eval_steps": EVALUATE_EVERY,
+        "eval_steps": moment.plan.evaluate_every,
         "global_step": moment.step,
         "log_history": list(moment.log),
         "logging_steps": LOG_EVERY,

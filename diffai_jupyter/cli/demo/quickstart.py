@@ -6,11 +6,9 @@ its outputs, and written again by ``python -m diffai_jupyter.cli.demo notebooks/
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
+from diffai_jupyter.cli.demo.execution import execute, metadata
 from diffai_jupyter.errors import MissingPackageError
 
 STORY: tuple[tuple[str, str], ...] = (
@@ -19,95 +17,136 @@ STORY: tuple[tuple[str, str], ...] = (
         """\
 # What changed between two checkpoints?
 
-`diffai demo` trained a small network on the handwritten digits that come with scikit-learn, and kept five
-checkpoints. Everything below is computed from those files; nothing is typed in by hand.
+A checkpoint is a network as it was saved at some moment: files full of numbers. Given two of them, `%diffai A B` says
+what changed from A to B, whether that is a reason to worry, and what cannot be known from what is there.
+
+Everything below was computed from five checkpoints of a small network that reads handwritten digits. It was really
+trained, in a few seconds.
 
 | checkpoint | what it is |
 |---|---|
-| `early` | the network after 150 steps |
+| `early` | the network after 150 steps of training, with the log of its run |
 | `late` | the same run after 900 steps |
-| `head-tuned` | `late`, with only its last layer trained on, on digits shifted by one pixel |
-| `late-bf16` | `late`, cast to bfloat16; weights and configuration only |
-| `late-damaged` | `late`, with one NaN; weights and configuration only |""",
+| `head-tuned` | `late`, trained on for digits that are shifted by a pixel; only its last layer was allowed to move |
+| `late-bf16` | `late`, stored with 16 bits for each number instead of 32; no log |
+| `late-damaged` | `late`, with a single number broken; no log |""",
     ),
     ("code", "%load_ext diffai_jupyter"),
     (
         "markdown",
         """\
-## In one screen
+## What changed?
 
-Without any flag: what kind of change it is, the numbers that matter, and the tensors, the most changed first.
-The word beside a number says how it is known. `measured` means computed from the bytes of the tensors.""",
+Without any flag: the kind of change, the numbers that matter, and the tensors (the arrays of numbers that a network
+consists of), the most changed first.""",
     ),
     ("code", "%diffai checkpoints/early checkpoints/late"),
     (
         "markdown",
         """\
-## More, on request
+So training moved everything (`full`), by 14 % of its size, and no number is broken. By the log, the loss on digits
+that were held back in training fell to a third: B is the better one.
 
-Each flag adds one analysis; below `%%diffai` flags stand on lines of their own. The line in fixed width has the
-same form everywhere; under it stand what it means, where each value comes from, what it assumes and the method.""",
+Every value says how it is known:
+
+| word | means |
+|---|---|
+| `measured` | computed from the numbers in the files |
+| `reported` | read from a file beside them, such as the log; not verified |
+| `derived` | follows by a formula from an assumption, which is shown |
+| `estimated` | inferred, with a confidence |
+| `unknown` | cannot be known from what was given; the reason is shown, and what would settle it |
+
+## Is that a reason to worry?
+
+Each flag asks one more question, and is answered by a line of fixed form. `--brief` shows those lines, and below them
+whatever calls for attention.""",
     ),
     (
         "code",
         """\
-%%diffai checkpoints/early checkpoints/late
---change-summary --architecture-comparison --memory-analysis --include-charts""",
+%%diffai checkpoints/early checkpoints/late --brief
+--learning-progress --anomaly-detection --regression-test --risk-assessment""",
     ),
     (
         "markdown",
         """\
-## Only the number format changed
+Here nothing does: it got better, no check failed, and the risk of putting B in the place of A is low. Compare with a
+copy of `late` in which one number of 13,098 was broken:""",
+    ),
+    ("code", "%diffai checkpoints/late checkpoints/late-damaged --brief --anomaly-detection --risk-assessment"),
+    (
+        "markdown",
+        """\
+This one must not be used: a single NaN (not a number) makes every answer of the network useless. It is named with its
+place.
 
-A cast moves almost every element, but only by rounding. That is found and said, instead of a list of changes.""",
+## Which part changed?
+
+In `head-tuned` only the last layer was allowed to move. The weights alone show it.""",
+    ),
+    ("code", "%diffai checkpoints/late checkpoints/head-tuned"),
+    (
+        "markdown",
+        """\
+Four of six tensors are equal to the last bit. (The step goes back because the log of B begins anew, and the loss rose
+because there it is that on shifted digits.)
+
+## Did anything change at all?
+
+A copy with half of the bytes differs almost everywhere. Yet all of its numbers are the old ones, rounded, and the first
+sentence says so:""",
     ),
     ("code", "%diffai checkpoints/late checkpoints/late-bf16"),
     (
         "markdown",
         """\
-## Only the head moved
+## What cannot be known?
 
-In `head-tuned` everything but the last layer was frozen. The weights alone show it.""",
-    ),
-    ("code", "%diffai checkpoints/late checkpoints/head-tuned --change-summary"),
-    (
-        "markdown",
-        """\
-## One bad number
-
-A single NaN among thousands of weights ruins a network. It is named with its place.""",
-    ),
-    ("code", "%diffai checkpoints/late checkpoints/late-damaged --anomaly-detection"),
-    (
-        "markdown",
-        """\
-## What cannot be known
-
-Names of variables work in place of files. These two share no tensor, so how far one moved from the other has
-no answer: it is `unknown`, with the reason.""",
+Weights do not say whether a network got better. Here the two are taken out of their folders, away from their logs.
+Names of variables work in place of files.""",
     ),
     (
         "code",
         """\
 from safetensors.numpy import load_file
 
+early = load_file("checkpoints/early/model.safetensors")
 late = load_file("checkpoints/late/model.safetensors")
-first_layer = {"encoder": late["layers.0.weight"]}
-last_layer = {"head": late["layers.2.weight"]}
 
-%diffai first_layer last_layer --change-summary --learning-progress""",
+%diffai early late --learning-progress""",
     ),
     (
         "markdown",
         """\
-## The result as an object
-
-What was shown is also a Python object: values with their evidence, Markdown for a review, JSON, an HTML page.""",
+The trend is `unknown`, and the report names what would tell. One of these is the log, so we hand it over:""",
     ),
     (
         "code",
         """\
-report = %diffai checkpoints/late checkpoints/head-tuned --change-summary
+%%diffai early late --brief
+--learning-progress --history checkpoints/late/trainer_state.json --steps 750""",
+    ),
+    (
+        "markdown",
+        """\
+## An answer in full, with charts
+
+Without `--brief` an analysis shows its line, what it means, where each value comes from, tables, what it assumes, and
+the method.""",
+    ),
+    ("code", "%diffai checkpoints/early checkpoints/late --change-summary --include-charts"),
+    (
+        "markdown",
+        """\
+## In a program
+
+What was shown is also an object: values with their evidence, Markdown for a review, JSON, an HTML page.""",
+    ),
+    (
+        "code",
+        """\
+report = %diffai checkpoints/late checkpoints/head-tuned --change-summary -q
 for name, known in report["change_summary"].values.items():
     print(f"{name}: {known.value:.4g} ({known.evidence})")""",
     ),
@@ -124,43 +163,10 @@ def write_notebook(path: Path) -> None:
         If the packages that run a notebook are not installed.
     """
     try:
-        import nbclient
-        import nbformat
-        from jupyter_client.kernelspec import KernelSpecManager
-        from jupyter_client.manager import AsyncKernelManager
+        from nbformat import v4
     except ImportError as missing:
         feature = "The notebook of diffai demo"
-        raise MissingPackageError(feature, missing.name or "nbclient", "lab") from missing
-    notebook = _unexecuted()
-    # With no folder to look in, the one kernel left is that of the Python that runs this.
-    kernels = KernelSpecManager(kernel_dirs=[])
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=kernels)
-    client = nbclient.NotebookClient(
-        notebook,
-        km=manager,
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-        # New kernels warn that a connection within one machine is not encrypted.
-        extra_arguments=["--log-level=ERROR"],
-    )
-    with tempfile.TemporaryDirectory() as profile:
-        # A profile of its own keeps the user's start-up files out of the notebook.
-        client.execute(env={**os.environ, "IPYTHONDIR": profile})
-    notebook.metadata = _metadata()
-    nbformat.write(notebook, path)
-
-
-def _unexecuted() -> Any:
-    from nbformat import v4
-
+        raise MissingPackageError(feature, missing.name or "nbformat", "lab") from missing
     make = {"markdown": v4.new_markdown_cell, "code": v4.new_code_cell}
     cells = [make[kind](source, id=f"cell-{index}") for index, (kind, source) in enumerate(STORY)]
-    return v4.new_notebook(cells=cells, metadata=_metadata())
-
-
-def _metadata() -> dict[str, object]:
-    """Return what the notebook says of its kernel: nothing that differs from one machine to the next."""
-    return {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
-    }
+    execute(v4.new_notebook(cells=cells, metadata=metadata()), path)

@@ -16,7 +16,6 @@ BATCH = 32
 MOMENTUM = 0.9
 STEPS_PER_EPOCH = TRAINING_DIGITS // BATCH
 LOG_EVERY = 10
-EVALUATE_EVERY = 50
 
 LogEntry = dict[str, float | int]
 
@@ -51,6 +50,8 @@ class Plan:
         Seed of the order of the digits.
     trained : tuple of str
         Beginnings of the names of the tensors that move; the others are frozen.
+    evaluate_every : int
+        Steps from one evaluation on the digits held back to the next.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Plan:
     peak: float
     seed: int
     trained: tuple[str, ...] = ("layers.",)
+    evaluate_every: int = 50
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
@@ -113,7 +115,7 @@ def train(first: Parameters, digits: Digits, plan: Plan, keep: tuple[int, ...]) 
             mean = math.fsum(losses) / len(losses)
             log.append({**seen, "loss": mean, "learning_rate": plan.rate(step), "grad_norm": norm})
             losses.clear()
-        if step % EVALUATE_EVERY == 0:
+        if step % plan.evaluate_every == 0:
             held_loss, accuracy = evaluate(parameters, digits.held_images, digits.held_labels)
             log.append({**seen, "eval_loss": held_loss, "eval_accuracy": accuracy})
         if step in keep:

@@ -9,6 +9,7 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.alignment.alignment import alignment_made
 from diffai_jupyter.facts.change.changes import changes
+from diffai_jupyter.facts.training.runs import window
 from diffai_jupyter.scan.pair import Pair
 
 SHARED = 0.25
@@ -90,7 +91,13 @@ def lineage(pair: Pair) -> Lineage:
 
 
 def is_independent(pair: Pair) -> bool:
-    """Say whether A and B are known to come from different runs."""
+    """Say whether A and B are known to come from different runs.
+
+    A run that diverged leaves its direction behind within some steps: a log that holds both is believed first.
+    """
+    at = window(pair)
+    if at.is_same_run and not at.assumption:
+        return False
     try:
         return lineage(pair).word == "independent"
     except Unknowable:

@@ -232,6 +232,62 @@ def _orthogonal(columns: NDArray[np.float32] | Matrix) -> Matrix:
     return np.asarray(np.linalg.qr(np.asarray(columns, dtype=np.float64))[0])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """Singular values of a matrix with the energy that they are a part of.
+
+    Parameters
+    ----------
+    values : ndarray
+        The largest first: all that are not zero by construction, or the 64 leading ones.
+    energy : float
+        Squared Frobenius norm of the matrix.
+    is_complete : bool
+        Whether they are all.
+    """
+
+    values: Matrix
+    energy: float
+    is_complete: bool
+
+    @property
+    def stable_rank(self) -> float:
+        """Squared Frobenius norm over the squared largest singular value."""
+        return self.energy / float(self.values[0]) ** 2 if len(self.values) and self.values[0] else math.nan
+
+    @property
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of ``s / sum s``; a bound from below unless all singular values are known.
+
+        Those that were not computed are at most the last one that was. Of all that hold the energy that is left, as
+        few and as large ones have the least entropy: ``residual / last^2`` of the size of the last one. The bound is
+        as good as the sketch, a few percent.
+        """
+        values = self.values[self.values > 0]
+        if not len(values):
+            return math.nan
+        rest = 0.0 if self.is_complete else self.residual / float(values[-1])
+        total = float(values.sum()) + rest
+        logs = float((values * np.log(values)).sum()) + rest * math.log(float(values[-1]))
+        return math.exp(math.log(total) - logs / total)
+
+    @property
+    def residual(self) -> float:
+        """Energy that the singular values computed do not hold."""
+        return max(0.0, self.energy - float(np.square(self.values).sum()))
+
+    @property
+    def shares(self) -> Matrix:
+        """Share of the energy that the leading 1, 2, 3, ... directions hold together."""
+        return np.asarray(np.minimum(1.0, np.cumsum(np.square(self.values)) / self.energy))
+
+    def directions(self, share: float) -> int | None:
+        """Return how many directions hold this share of the energy; None where more are needed than were computed."""
+        # The sum of all is one but for rounding.
+        enough = np.flatnonzero(self.shares >= share - 1e-12)
+        return int(enough[0]) + 1 if len(enough) else None
+
+
 def product_values(up: Matrix, down: Matrix) -> Matrix:
     """Return the singular values of ``up @ down``, which is never multiplied out.
 

@@ -26,6 +26,7 @@ from diffai_jupyter.facts.change.singular import (
     WHOLE_SIDE,
     Grid,
     Matrix,
+    Spectrum,
     grid_of_values,
     leading,
     product_values,
@@ -58,23 +59,19 @@ class Edge(Enum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UpdateSpectrum:
+class UpdateSpectrum(Spectrum):
     """Singular values of the update of one matrix.
 
     Parameters
     ----------
+    values, energy, is_complete
+        As in `Spectrum`.
     name : str
         Stored name.
     sides : tuple of int
         Rows and columns.
     relative : float
         Frobenius norm of the update over that of A; infinite where A is zero.
-    energy : float
-        Squared Frobenius norm of the update.
-    values : ndarray
-        Singular values, the largest first: all that are not zero by construction, or the 64 leading ones.
-    is_complete : bool
-        Whether they are all.
     rank : int, optional
         How many stand above the edge; None where that cannot be told.
     edge : Edge, optional
@@ -84,9 +81,6 @@ class UpdateSpectrum:
     name: str
     sides: tuple[int, int]
     relative: float
-    energy: float
-    values: Matrix
-    is_complete: bool
     rank: int | None
     edge: Edge | None
 
@@ -94,43 +88,6 @@ class UpdateSpectrum:
     def is_rank_at_least(self) -> bool:
         """Whether all singular values that were computed stand above the edge, and there are others."""
         return not self.is_complete and self.rank == len(self.values)
-
-    @property
-    def stable_rank(self) -> float:
-        """Squared Frobenius norm over the squared largest singular value."""
-        return self.energy / float(self.values[0]) ** 2 if len(self.values) and self.values[0] else math.nan
-
-    @property
-    def effective_rank(self) -> float:
-        """Exponential of the entropy of ``s / sum s``; a bound from below unless all singular values are known.
-
-        Those that were not computed are at most the last one that was. Of all that hold the energy that is left, as
-        few and as large ones have the least entropy: ``residual / last^2`` of the size of the last one. The bound is
-        as good as the sketch, a few percent.
-        """
-        values = self.values[self.values > 0]
-        if not len(values):
-            return math.nan
-        rest = 0.0 if self.is_complete else self.residual / float(values[-1])
-        total = float(values.sum()) + rest
-        logs = float((values * np.log(values)).sum()) + rest * math.log(float(values[-1]))
-        return math.exp(math.log(total) - logs / total)
-
-    @property
-    def residual(self) -> float:
-        """Energy that the singular values computed do not hold."""
-        return max(0.0, self.energy - float(np.square(self.values).sum()))
-
-    @property
-    def shares(self) -> Matrix:
-        """Share of the energy that the leading 1, 2, 3, ... directions hold together."""
-        return np.asarray(np.minimum(1.0, np.cumsum(np.square(self.values)) / self.energy))
-
-    def directions(self, share: float) -> int | None:
-        """Return how many directions hold this share of the energy; None where more are needed than were computed."""
-        # The sum of all is one but for rounding.
-        enough = np.flatnonzero(self.shares >= share - 1e-12)
-        return int(enough[0]) + 1 if len(enough) else None
 
 
 @fact
@@ -185,12 +142,12 @@ def _spectrum(change: TensorChange, rank: UpdateRank) -> UpdateSpectrum | None:
         sides = (grid_of_values(name, a), a.dtype), (grid_of_values(name, b), b.dtype)
         count = rank.rank if rank.is_whole else rank_without_echoes(count, _update(name, a, b), *sides)
     return UpdateSpectrum(
+        values,
+        float(np.square(values).sum()) if is_complete else both.d_squares,
+        is_complete,
         rank.name,
         rank.sides,
         change.relative_change,
-        float(np.square(values).sum()) if is_complete else both.d_squares,
-        values,
-        is_complete,
         count,
         edge,
     )

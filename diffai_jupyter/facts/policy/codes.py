@@ -115,9 +115,12 @@ def _metric(pair: Pair, limits: Limits) -> Hit | None:
     if not known:
         return _metric_unknown(pair, limits)
     metric = known[0]
+    is_critical = is_at_least(metric.worsening, limits.critical_degradation)
+    if not is_at_least(metric.worsening, limits.warning_degradation):
+        # What fails its own check must not pass for ready: a further metric warns, however much worse it is.
+        metric = max(known, key=lambda one: one.worsening)
     worse = metric.worsening
-    is_critical = is_at_least(worse, limits.critical_degradation)
-    if not is_critical and not is_at_least(worse, limits.warning_degradation):
+    if not is_at_least(worse, limits.warning_degradation):
         return None
     said = {
         "name": Name(metric.name), "a": metric.a, "b": metric.b, "worse": worse,

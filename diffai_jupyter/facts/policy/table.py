@@ -73,8 +73,8 @@ CODES: Mapping[str, Code] = {
             "Keep A, or train on until the metric is back.",
         ),
         Code(
-            "METRIC_WARN", "the primary metric is worse by warning_degradation or more", "high", 0.2, 30, False,
-            "Look at which cases got worse before more traffic sees B.",
+            "METRIC_WARN", "the primary metric, or if it is not a further one, is worse by warning_degradation or more",
+            "high", 0.2, 30, False, "Look at which cases got worse before more traffic sees B.",
         ),
         Code("METRIC_UNKNOWN", "no metric is known of both", "medium", 0.25, 15, False, _GIVE_METRICS),
         Code(

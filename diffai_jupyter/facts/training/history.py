@@ -121,6 +121,8 @@ class Ending:
         Of three times as many losses, over as many steps; None where the log does not reach back.
     first : tuple of (int, float)
         Step and value of the first finite loss of the whole log.
+    lowest : tuple of (int, float)
+        The lowest median of five finite losses in a row, and the step of their last one.
     logged : int
         Finite losses up to B.
     bad : int
@@ -138,6 +140,7 @@ class Ending:
     tail: Tendency | None
     longer: Tendency | None
     first: tuple[int, float]
+    lowest: tuple[int, float]
     logged: int
     bad: int
     has_bad_norm: bool
@@ -173,6 +176,7 @@ def ending(pair: Pair) -> Ending:
         tendency(good, good[-1][0] - good[0][0]) if is_enough else None,
         tendency(back, good[-1][0] - good[0][0]) if is_enough and len(back) > len(end) else None,
         finite(log)[0],
+        _lowest(finite(log)),
         len(finite(log)),
         len(end) - len(good),
         has_bad_norm,
@@ -180,6 +184,12 @@ def ending(pair: Pair) -> Ending:
         runs_together(values) if is_enough else math.nan,
         training.losses.source,
     )
+
+
+def _lowest(log: History) -> tuple[int, float]:
+    rows = [log[i : i + GROUP] for i in range(max(1, len(log) - GROUP + 1))]
+    value, step = min((median(value for _, value in row), row[-1][0]) for row in rows)
+    return step, value
 
 
 def log_of_b(pair: Pair) -> Training:

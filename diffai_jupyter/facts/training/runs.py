@@ -102,16 +102,16 @@ def window(pair: Pair) -> Window:
 
 
 def near(history: History, step: int) -> float | None:
-    """Return the value logged nearest to `step`, less than one logging interval away; the earlier of two as near.
+    """Return the value logged nearest to `step`, at most half a logging interval away; the earlier of two as near.
 
-    An evaluation that is a whole interval away belongs to another checkpoint.
+    An evaluation further away, before the first entry or behind the last, belongs to another checkpoint.
     """
     if not history:
         return None
     # A resumed run logs a step twice; the later entry replaces the earlier one.
     values = dict(history)
     nearest = min(values, key=lambda at: (abs(at - step), at))
-    return values[nearest] if abs(nearest - step) < max(1, _interval(sorted(values))) else None
+    return values[nearest] if 2 * abs(nearest - step) <= _interval(sorted(values)) else None
 
 
 def _stated(training: Training) -> int | None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any
 
+from diffai_jupyter.wording.catalogue import told as told
+from diffai_jupyter.wording.catalogue import told_paragraphs as told_paragraphs
+
 ARROW = "→"
 NAME_LIMIT = 200
 UNKNOWN = "unknown"

@@ -35,7 +35,7 @@ from diffai_jupyter.report.summary import alarms, summary
 from diffai_jupyter.wording import Name, show_name
 
 SUMMARY, TENSORS, CHARTS, CONFIG = "Summary", "Tensors", "Charts", "Settings"
-TIMINGS = "timings"
+TIMINGS, CHARTS_KEY = "timings", "charts"
 LEAST_LISTED = 5
 PAIRS_LISTED = 200
 TECHNICAL_ROWS = 2000
@@ -95,7 +95,7 @@ def lay_out(
     shown = {block.key for section in sections for block in section.blocks if isinstance(block, Chart)}
     further = tuple(chart for chart in charts if chart.key not in shown)
     if further:
-        sections.append(Section("charts", CHARTS, (Heading("Charts", 2), *further)))
+        sections.append(Section(CHARTS_KEY, CHARTS, (Heading("Charts", 2), *further)))
     if settings["show_pairing"]:
         sections.append(Section("pairing", TENSORS, (Heading("Pairing", 2), _pairing(report))))
     if settings["show_config"]:

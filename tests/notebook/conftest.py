@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
@@ -13,6 +14,8 @@ def bare_shell(tmp_path, monkeypatch):
     """A headless IPython shell that writes no history."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    # Doctests leave `_` among the builtins, and IPython keeps no last result then.
+    monkeypatch.delattr(builtins, "_", raising=False)
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"

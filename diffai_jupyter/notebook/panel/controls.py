@@ -12,12 +12,13 @@ from diffai_jupyter.analyses import CHARTS_FLAG, all_analyses
 from diffai_jupyter.contract.blocks import Chart
 from diffai_jupyter.notebook.panel.choice import COMBINATIONS, Choice, choice_of, groups
 from diffai_jupyter.notebook.panel.export import DEFAULT_PATH, Export
+from diffai_jupyter.notebook.panel.language import translate
 from diffai_jupyter.notebook.panel.limits import LimitFields, title_of
 from diffai_jupyter.notebook.panel.plain import WITHOUT_KERNEL, bundle_of_line
 from diffai_jupyter.notebook.panel.sources import SourceBox
 from diffai_jupyter.options import OPTIONS, ORDERS, Request
 from diffai_jupyter.report.listing import OUTSIDE, Filter
-from diffai_jupyter.wording import show_name
+from diffai_jupyter.wording import show_name, told
 
 _ORDER_NAMES = {
     "rel": "relative change", "abs": "norm of the change", "energy": "share of the change",
@@ -57,6 +58,7 @@ class Controls:
         run: Callable[[], None], stop: Callable[[], None], export: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._changed, self._is_quiet = changed, False
+        self._lang: str = base.settings["lang"]
         first = choice_of(base)
         self.sources = tuple(SourceBox(label, text, variables) for label, text in zip("AB", texts, strict=True))
         narrow = widgets.Layout(width="90px")
@@ -93,6 +95,8 @@ class Controls:
         self._offer_limits()
         self._note_charts()
         self.box = PanelBox(self._rows(), layout=widgets.Layout(width="auto"))
+        with self.quiet():
+            translate(self.box, self._lang)
 
     def _box(self, flag: str, is_ticked: bool) -> Any:
         return widgets.Checkbox(
@@ -168,9 +172,10 @@ class Controls:
     def offer_tensors(self, layers: Iterable[str], roles: Iterable[str]) -> None:
         """Offer the layers and roles that the checkpoints have."""
         with self.quiet():
-            named = [("outside of the layers" if layer == OUTSIDE else layer, layer) for layer in layers]
+            outside, anything = told("outside of the layers", self._lang), (told(_ANY[0], self._lang), _ANY[1])
+            named = [(outside if layer == OUTSIDE else layer, layer) for layer in layers]
             for control, options in ((self.layer, named), (self.role, [(show_name(r), r) for r in roles])):
-                wanted, kept = (_ANY, *options), control.value
+                wanted, kept = (anything, *options), control.value
                 if control.options != wanted:
                     control.options = wanted
                     control.value = kept if any(value == kept for _, value in wanted) else ""
@@ -189,9 +194,10 @@ class Controls:
         chosen, every = len(self.charts.value), len(self.charts.options)
         self.charts.disabled = not self.boxes[CHARTS_FLAG].value
         if self.charts.disabled:
-            self.charts_note.value = f"Tick '{title_of(CHARTS_FLAG)}' to draw charts."
+            said = f"Tick '{title_of(CHARTS_FLAG)}' to draw charts."
         else:
-            self.charts_note.value = f"{chosen} of {every} charts are drawn."
+            said = f"{chosen} of {every} charts are drawn."
+        self.charts_note.value = told(said, self._lang)
 
     def _tick(self, flags: Collection[str]) -> None:
         with self.quiet():

@@ -11,6 +11,7 @@ from diffai_jupyter.analyses import all_analyses
 from diffai_jupyter.contract.declaration import Threshold
 from diffai_jupyter.notebook.panel.choice import LIMITS, Limit, limits_of
 from diffai_jupyter.options import Request
+from diffai_jupyter.wording import told
 
 _SLIDER_STEPS = 200
 _LABEL_WIDTH = "170px"
@@ -29,6 +30,7 @@ class LimitFields:
 
     def __init__(self, base: Request, changed: Callable[[], None]) -> None:
         self._base, self._changed = base, changed
+        self._lang: str = base.settings["lang"]
         self._is_quiet = False
         self._fields: dict[str, tuple[Limit, Any]] = {}
         self.moved: dict[str, float] = {}
@@ -49,7 +51,7 @@ class LimitFields:
         """Offer the thresholds of these analyses."""
         with_limits = [flag for flag in flags if all_analyses()[flag].thresholds]
         kept = self._of.value if self._of.value in with_limits else next(iter(with_limits), None)
-        options = tuple((title_of(flag), flag) for flag in with_limits)
+        options = tuple((told(title_of(flag), self._lang), flag) for flag in with_limits)
         if self._of.options != options:
             # New options choose the first of them for a moment: the fields are not to be made for that.
             self._is_quiet = True
@@ -76,7 +78,7 @@ class LimitFields:
         if [limit.name for limit in limits] != list(self._fields):
             self._close()
             self._fields = {limit.name: (limit, self._field(limit)) for limit in limits}
-            self._rows.children = [_row(limit, field) for limit, field in self._fields.values()]
+            self._rows.children = [_row(limit, field, self._lang) for limit, field in self._fields.values()]
         self._is_quiet = True
         for name, (limit, field) in self._fields.items():
             field.value = _as_shown(limit.threshold, self.moved.get(name, limit.value))
@@ -149,8 +151,8 @@ def _as_shown(threshold: Threshold, value: float) -> float | int:
     return int(value) if threshold.words else value
 
 
-def _row(limit: Limit, field: Any) -> Any:
+def _row(limit: Limit, field: Any, lang: str) -> Any:
     default = limit.threshold.shown(limit.threshold.default)
     shown = default if isinstance(default, str) else f"{default:g}"
-    unit = "" if limit.threshold.words else f" {limit.threshold.unit}"
-    return widgets.HBox((field, widgets.Label(f"default {shown}{unit}")))
+    unit = "" if limit.threshold.words else f" {told(limit.threshold.unit, lang)}"
+    return widgets.HBox((field, widgets.Label(f"{told('default', lang)} {shown}{unit}")))

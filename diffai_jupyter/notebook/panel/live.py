@@ -21,7 +21,7 @@ from diffai_jupyter.notebook.panel.work import MainLoop, Work
 from diffai_jupyter.options import Request
 from diffai_jupyter.render.progress import Progress
 from diffai_jupyter.scan.run import Tick
-from diffai_jupyter.wording import plural
+from diffai_jupyter.wording import plural, told
 
 NO_STOP = "Stop is not possible here: this kernel computes in the thread that answers the controls."
 
@@ -213,7 +213,7 @@ class Panel:
         return lambda: self._work.post(act)
 
     def _say(self, text: str) -> None:
-        self.controls.status.value = text
+        self.controls.status.value = told(text, self._base.settings["lang"])
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.notebook.panel.choice import Choice, request_for
 from diffai_jupyter.options import Request
 from diffai_jupyter.readers import open_checkpoint, release
-from diffai_jupyter.report.layout import CHARTS, lay_out
+from diffai_jupyter.report.layout import CHARTS_KEY, lay_out
 from diffai_jupyter.report.listing import OUTSIDE, layer_of, listing_of
 from diffai_jupyter.report.writing import flags_run
 from diffai_jupyter.scan.pair import Pair, PairedTensor
@@ -175,7 +175,7 @@ def without(document: Document, hidden: frozenset[str]) -> Document:
     sections = []
     for section in document.sections:
         blocks = tuple(block for block in section.blocks if getattr(block, "key", None) not in hidden)
-        if section.group != CHARTS or any(not isinstance(block, Heading) for block in blocks):
+        if section.key != CHARTS_KEY or any(not isinstance(block, Heading) for block in blocks):
             sections.append(replace(section, blocks=blocks))
     return replace(document, sections=tuple(sections))
 

@@ -30,8 +30,9 @@ def server(folder, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """A browser for the tests of one file: while it is open, no other one can be started in its process."""
     from lab import chromium
     from playwright.sync_api import sync_playwright
 

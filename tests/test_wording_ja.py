@@ -22,7 +22,8 @@ ENTRIES = entries_of("ja")
 FIELD = re.compile(r"\{(\w*)(?:[:!][^{}'\"]*)?\}")
 JAPANESE = re.compile("[ぁ-んァ-ヶ一-龯]")
 ENGLISH = re.compile(r"[a-z]{3,} [a-z]{3,}")
-UNTRANSLATED = ("trainer_state.json", "eval_results.json", "optimizer.pt")
+A_YEAR = re.compile(r"\b(19|20)\d\d\b")
+"""Authors, years and titles of papers are the same in every language."""
 
 
 @pytest.mark.parametrize("file", ENTRIES)
@@ -60,7 +61,7 @@ def test_a_report_says_nothing_in_english(name: str) -> None:
 
     def tell(text: str) -> str:
         said = told(text, "ja")
-        if ENGLISH.search(said) and "20" not in said:
+        if ENGLISH.search(said) and not A_YEAR.search(said):
             left[text] = said
         return said
 

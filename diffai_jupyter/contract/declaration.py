@@ -207,6 +207,11 @@ class Analysis(Generic[Subject]):
         return self.flag.replace("-", "_")
 
     @property
+    def title(self) -> str:
+        """Its name for people."""
+        return self.flag.replace("-", " ").capitalize()
+
+    @property
     def summary(self) -> str:
         """First line of the docstring: the help text."""
         return self.__doc__.splitlines()[0]

@@ -227,7 +227,7 @@ def _pairing(report: Report) -> Table:
 def analysis_blocks(analysis: Analysis[Any], result: Result, draws: bool) -> tuple[Block, ...]:
     """Return what a report says of one analysis; its charts only where they are drawn."""
     blocks: list[Block] = [
-        Heading(analysis.flag.replace("-", " ").capitalize(), 2),
+        Heading(analysis.title, 2),
         Lines((analysis.line(result),)),
         result.meaning,
     ]

@@ -6,7 +6,7 @@ from diffai_jupyter.contract.blocks import Document, Fact, Facts, Heading, Lines
 from diffai_jupyter.contract.report import Report
 from diffai_jupyter.render.translation import translated
 from diffai_jupyter.report.brief import REVIEW
-from diffai_jupyter.report.layout import SUMMARY
+from diffai_jupyter.report.layout import SUMMARY, title_of
 from diffai_jupyter.report.summary import summary
 
 
@@ -25,5 +25,4 @@ def review_page(report: Report, lang: str = "en") -> Document:
     verdict = Sentence(result.meaning.template, result.meaning.said, is_strong=True)
     facts = Facts(tuple(Fact(field.label, result.values[field.key], field.form) for field in analysis.fields))
     blocks = (*summary(report), Heading("Review", 2), verdict, Lines((analysis.line(result),)), facts, *result.blocks)
-    title = f"diffai: {report.a.source} → {report.b.source}"
-    return translated(Document(title, (Section(REVIEW, SUMMARY, blocks),)), lang)
+    return translated(Document(title_of(report), (Section(REVIEW, SUMMARY, blocks),)), lang)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffai_jupyter.comparison import Comparison
 from diffai_jupyter.errors import ArgumentError
+from diffai_jupyter.notebook.panel.plain import NOTHING_YET
 from diffai_jupyter.wording import show_name
 
 DEFAULT_PATH = "diffai-report.md"
@@ -45,8 +46,7 @@ class Export:
             If it cannot be written.
         """
         if comparison is None:
-            msg = "Nothing is compared yet: choose A and B and press Run."
-            raise ArgumentError(msg)
+            raise ArgumentError(NOTHING_YET)
         path = Path(text).expanduser().absolute()
         if path.exists() and path not in self._written and path != self._asked:
             self._asked = path

@@ -123,7 +123,7 @@ class LimitFields:
 
 def title_of(flag: str) -> str:
     """Return the name of an analysis for people."""
-    return flag.replace("-", " ").capitalize()
+    return all_analyses()[flag].title
 
 
 def field_of(threshold: Threshold, value: float) -> Any:

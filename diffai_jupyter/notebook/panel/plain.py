@@ -10,6 +10,7 @@ WITHOUT_KERNEL = "The controls of diffai need a running kernel: run this cell ag
 SWITCHED_OFF = "The controls of diffai are off (DIFFAI_STATIC=1). The result is static."
 IN_TERMINAL = "The controls of diffai need a notebook. The result is static."
 FOLDERS = "The panel compares two checkpoints; these are folders of several. The result is static."
+NOTHING_YET = "Nothing is compared yet: choose A and B and press Run."
 NOT_INSTALLED = "The controls of diffai need ipywidgets (pip install ipywidgets). The result is static."
 
 

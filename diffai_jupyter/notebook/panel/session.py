@@ -13,6 +13,7 @@ from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.facts import known_already
 from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.notebook.panel.choice import Choice, request_for
+from diffai_jupyter.notebook.panel.plain import NOTHING_YET
 from diffai_jupyter.options import Request
 from diffai_jupyter.readers import open_checkpoint, release
 from diffai_jupyter.report.layout import CHARTS_KEY, lay_out
@@ -146,8 +147,7 @@ class Session:
         """
         pair = self.pair
         if pair is None:
-            msg = "Nothing is compared yet: choose A and B and press Run."
-            raise ArgumentError(msg)
+            raise ArgumentError(NOTHING_YET)
         _check_pattern(choice.shown.pattern)
         stages: dict[str, None] = {}
 

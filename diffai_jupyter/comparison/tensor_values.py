@@ -15,8 +15,8 @@ from diffai_jupyter.facts.change.changes import TensorChange, changes
 from diffai_jupyter.facts.change.singular import Spectrum
 from diffai_jupyter.facts.change.tensor_spectra import change_spectrum, side_spectrum
 from diffai_jupyter.report.rows import rule_of
-from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.slots import Side
 from diffai_jupyter.scan.stats import SideStats
 
 _PASS, _HEADERS = "all elements", "headers"

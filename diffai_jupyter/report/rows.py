@@ -9,8 +9,8 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.contract.report import TensorRow
 from diffai_jupyter.facts.change.changes import Status, TensorChange
 from diffai_jupyter.facts.change.ranking import ranked
-from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
+from diffai_jupyter.scan.slots import Side
 from diffai_jupyter.scan.stats import SideStats
 from diffai_jupyter.wording import show_name, write_value
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffai_jupyter.scan.kernel import Edges, Vector
 from diffai_jupyter.scan.magnitudes import magnitudes_of
+from diffai_jupyter.scan.slots import Edges, Vector
 from diffai_jupyter.scan.stats import BINS, Digest
 
 PSI_BINS = 20

@@ -19,9 +19,9 @@ from diffai_jupyter.checkpoint.dtypes import F64, Array, Dtype
 from diffai_jupyter.checkpoint.quantized import Product
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.scan.digest import digest_of
-from diffai_jupyter.scan.kernel import Both, Edges, Side, Vector, empty_both, empty_side, equal_sums
 from diffai_jupyter.scan.one_thread import ONE_THREAD
 from diffai_jupyter.scan.sample import sample_positions
+from diffai_jupyter.scan.slots import Both, Edges, Side, Vector, empty_both, empty_side, equal_sums
 from diffai_jupyter.scan.stats import BothStats, SideStats, TensorStats
 
 MULTIPLICATIONS = 1 << 27

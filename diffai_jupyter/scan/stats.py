@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffai_jupyter.scan.kernel import Both, Side, Vector
 from diffai_jupyter.scan.magnitudes import Magnitudes
+from diffai_jupyter.scan.slots import Both, Side, Vector
 
 BINS = 64
 

@@ -22,11 +22,11 @@ from diffai_jupyter.checkpoint.views import Transposed
 from diffai_jupyter.comparison import compare
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.readers import open_checkpoint
-from diffai_jupyter.scan.kernel import Both, Side
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
 from diffai_jupyter.scan.passes import stats
 from diffai_jupyter.scan.run import Run
+from diffai_jupyter.scan.slots import Both, Side
 from diffai_jupyter.scan.stats import TensorStats
 
 SHAPES = [

@@ -18,12 +18,12 @@ from diffai_jupyter.facts.change.changes import Status, changes
 from diffai_jupyter.facts.change.ranking import ranked
 from diffai_jupyter.facts.change.spectra import spectral_growth, update_ranks
 from diffai_jupyter.scan import products
-from diffai_jupyter.scan.kernel import Both, Side
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
 from diffai_jupyter.scan.passes import stats
 from diffai_jupyter.scan.products import product_stats, rounding_edge
 from diffai_jupyter.scan.run import Run
+from diffai_jupyter.scan.slots import Both, Side
 from diffai_jupyter.scan.stats import SideStats, TensorStats
 
 Factors = tuple[np.ndarray, np.ndarray]

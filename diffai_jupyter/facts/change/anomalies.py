@@ -9,8 +9,8 @@ from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.changes import TensorChange, changes
 from diffai_jupyter.facts.change.spectra import spectral_growth
 from diffai_jupyter.facts.change.update_type import Kind, update_type
-from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.slots import Side
 from diffai_jupyter.scan.stats import SideStats
 
 LEAST_ELEMENTS = 2000

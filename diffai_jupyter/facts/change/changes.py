@@ -13,10 +13,10 @@ from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.content import joined_by_content
-from diffai_jupyter.scan.kernel import Both
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.passes import stats
 from diffai_jupyter.scan.readings import settled
+from diffai_jupyter.scan.slots import Both
 from diffai_jupyter.scan.stats import BothStats, TensorStats
 
 

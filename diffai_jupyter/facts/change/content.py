@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from diffai_jupyter.checkpoint.tensor import Tensor
-from diffai_jupyter.scan.kernel import equal_sums
 from diffai_jupyter.scan.pair import PairedTensor, Rule
+from diffai_jupyter.scan.slots import equal_sums
 from diffai_jupyter.scan.stats import BothStats, TensorStats
 from diffai_jupyter.scan.tiles import Tiling
 

@@ -12,9 +12,9 @@ from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.changes import Status, changes
 from diffai_jupyter.facts.change.lineage import lineage
 from diffai_jupyter.facts.change.update_type import Kind, update_type
-from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.magnitudes import Magnitudes
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.slots import Side
 from diffai_jupyter.scan.stats import SideStats
 
 _OF_TRAINING = (Kind.FULL, Kind.PART)

@@ -16,8 +16,8 @@ from diffai_jupyter.facts.change.changes import Status, TensorChange, changes
 from diffai_jupyter.facts.change.levels import may_be_copy, quantized_levels
 from diffai_jupyter.facts.change.permutation import permutation
 from diffai_jupyter.facts.change.spectra import UpdateRank, update_ranks
-from diffai_jupyter.scan.kernel import Both, Side
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
+from diffai_jupyter.scan.slots import Both, Side
 
 PRUNED_SHARE = 0.01
 UNCHANGED_SHARE = 0.99

@@ -17,8 +17,8 @@ from diffai_jupyter.facts.policy.compatibility import architecture_changes
 from diffai_jupyter.facts.policy.table import Hit, Limits
 from diffai_jupyter.facts.training.gradients import Source
 from diffai_jupyter.facts.training.instability import Explosion, Sign, explosions, spike, vanishing
-from diffai_jupyter.scan.kernel import Side
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.slots import Side
 from diffai_jupyter.scan.stats import SideStats
 from diffai_jupyter.wording import Name, plural, some
 

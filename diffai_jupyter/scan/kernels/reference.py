@@ -1,73 +1,15 @@
-"""Sums over one tile: the arithmetic of the pass, in float64, without BLAS.
-
-A tile gives a vector of sums for each side and one for the pair. What each slot holds is named in
-`Side` and `Both`; how slots of several tiles merge is in `SIDE_MERGE` and `BOTH_MERGE`.
-"""
+"""Sums over one tile with NumPy: the arithmetic of the pass, in float64, without BLAS."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Array, Dtype, cast_equals, half_ulp
-
-Vector = NDArray[np.float64]
-
-
-class Side(IntEnum):
-    """Slots of one side. Sums run over the finite elements."""
-
-    ZEROS = 0
-    NAN = 1
-    POSITIVE_INF = 2
-    NEGATIVE_INF = 3
-    SATURATED = 4
-    SUBNORMAL = 5
-    SUM = 6
-    SQUARES = 7
-    MIN = 8
-    MAX = 9
-    FIRST_BAD = 10
-
-
-class Both(IntEnum):
-    """Slots of the pair. Sums run over the elements that are finite on both sides; D is B - A."""
-
-    FINITE = 0
-    A_SQUARES = 1
-    B_SQUARES = 2
-    D_SUM = 3
-    D_SQUARES = 4
-    CHANGED = 5
-    CHANGED_NONZERO = 6
-    CAST_EXACT = 7
-    CAST_COMMON = 8
-    BITS_CHANGED = 9
-    D_LARGEST = 10
-    D_WHERE = 11
-
-
-_SUMMED_SIDE = tuple(slot for slot in Side if slot < Side.MIN)
-_SUMMED_BOTH = tuple(slot for slot in Both if slot < Both.D_LARGEST)
-
-
-@dataclass(slots=True)
-class Edges:
-    """Sums along rows and columns of a slab.
-
-    Parameters
-    ----------
-    rows, cols : ndarray of float64, shape (2, n_rows) and (2, n_cols)
-        Squares of A and B added along each row and each column.
-    """
-
-    rows: Vector
-    cols: Vector
+from diffai_jupyter.scan.slots import Both, Edges, Side, Vector, empty_both, empty_side
 
 
 class Workspace:
@@ -117,53 +59,6 @@ class SideTile:
         """Add the squares to the row and column sums of the slab."""
         edges.rows[side, rows] += self.row_squares
         edges.cols[side, cols] += self.squares.sum(axis=0)
-
-
-def empty_side() -> Vector:
-    """Return the sums over nothing."""
-    sums = np.zeros(len(Side))
-    sums[Side.MIN], sums[Side.MAX], sums[Side.FIRST_BAD] = math.inf, -math.inf, math.inf
-    return sums
-
-
-def empty_both() -> Vector:
-    """Return the sums over nothing."""
-    sums = np.zeros(len(Both))
-    sums[Both.D_WHERE] = math.inf
-    return sums
-
-
-def merge_sides(parts: Sequence[Vector]) -> Vector:
-    """Add the sums of several tiles or slabs, exactly rounded."""
-    if len(parts) == 1:
-        return parts[0]
-    merged = empty_side()
-    for slot in _SUMMED_SIDE:
-        merged[slot] = _fsum([part[slot] for part in parts])
-    merged[Side.MIN] = min((part[Side.MIN] for part in parts), default=math.inf)
-    merged[Side.MAX] = max((part[Side.MAX] for part in parts), default=-math.inf)
-    merged[Side.FIRST_BAD] = min((part[Side.FIRST_BAD] for part in parts), default=math.inf)
-    return merged
-
-
-def merge_both(parts: Sequence[Vector]) -> Vector:
-    """Add the sums of several tiles or slabs, exactly rounded."""
-    if len(parts) == 1:
-        return parts[0]
-    merged = empty_both()
-    for slot in _SUMMED_BOTH:
-        merged[slot] = _fsum([part[slot] for part in parts])
-    largest = max(parts, key=lambda part: (part[Both.D_LARGEST], -part[Both.D_WHERE]), default=merged)
-    merged[Both.D_LARGEST], merged[Both.D_WHERE] = largest[Both.D_LARGEST], largest[Both.D_WHERE]
-    return merged
-
-
-def _fsum(terms: list[float]) -> float:
-    """Add exactly; infinite where a term or the total is."""
-    try:
-        return math.fsum(terms)
-    except (OverflowError, ValueError):
-        return math.nan if any(math.isnan(term) for term in terms) else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,23 +175,6 @@ class Kernel:
     def _position(self, place: int, tile: Vector, start: int) -> int:
         row, col = divmod(place, int(tile.shape[1]))
         return start + row * self.n_cols + col
-
-
-def equal_sums(side: Vector, size: int) -> Vector:
-    """Return the sums of the differences where both sides hold the same bits.
-
-    Parameters
-    ----------
-    side : ndarray of float64
-        Slots of `Side`, the same for A and B.
-    size : int
-        Number of elements.
-    """
-    sums = empty_both()
-    sums[Both.FINITE] = size - side[Side.NAN : Side.NEGATIVE_INF + 1].sum()
-    sums[Both.A_SQUARES] = sums[Both.B_SQUARES] = side[Side.SQUARES]
-    sums[Both.CAST_EXACT] = sums[Both.CAST_COMMON] = size
-    return sums
 
 
 def _count_extremes(tile: SideTile, dtype: Dtype | None) -> None:

@@ -1,0 +1,1 @@
+"""The arithmetic of the pass over one tile."""

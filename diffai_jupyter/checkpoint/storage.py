@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import threading
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,16 @@ class Storage(ABC):
         SourceError
             If the bytes are not there any more.
         """
+
+    def read_into(self, offset: int, target: NDArray[np.uint8]) -> None:
+        """Read as many bytes as `target` holds from `offset` on.
+
+        Raises
+        ------
+        SourceError
+            If the bytes are not there any more.
+        """
+        target[:] = self.read(offset, target.size)
 
     def digested(self, digest: str) -> Storage:
         """Return the same bytes, known by the digest of their header as well."""
@@ -120,17 +131,29 @@ class StoredFile(Storage):
             If the file is gone, was replaced or rewritten since it was opened, or ends too soon.
         """
         buffer = np.empty(count, dtype=np.uint8)
+        self.read_into(offset, buffer)
+        return buffer
+
+    def read_into(self, offset: int, target: NDArray[np.uint8]) -> None:
+        """Read as many bytes as `target` holds; raises as `read` does."""
         handle: _Handle = object.__getattribute__(self, "_handle")
-        done = handle.read_into(self, buffer.data, offset) if count else 0
-        if done != count:
+        done = handle.read_into(self, target.data, offset) if target.size else 0
+        if done != target.size:
             raise FormatError(
                 self.path, "the file ends too soon; it is truncated or still being written", offset + done
             )
-        return buffer
 
     def digested(self, digest: str) -> StoredFile:
         """Return the same file, known by the digest of its header as well."""
-        return replace(self, digest=digest)
+        known = replace(self, digest=digest)
+        object.__getattribute__(known, "_handle").looked_at_ns = self.looked_at_ns
+        return known
+
+    @property
+    def looked_at_ns(self) -> int:
+        """When its size and modification time were asked for, in nanoseconds."""
+        handle: _Handle = object.__getattribute__(self, "_handle")
+        return handle.looked_at_ns
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> StoredFile:
@@ -165,6 +188,7 @@ class _Handle:
     def __init__(self) -> None:
         self._descriptor: int | None = None
         self._lock = threading.Lock()
+        self.looked_at_ns = time.time_ns()
 
     def read_into(self, file: StoredFile, target: memoryview, offset: int) -> int:
         descriptor = self._descriptor

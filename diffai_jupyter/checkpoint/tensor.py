@@ -95,6 +95,21 @@ class Tensor(ABC):
         ndarray, shape (rows, cols), or None
         """
 
+    def codes_into(self, rows: Span, cols: Span, room: NDArray[np.uint8]) -> Array | None:
+        """Return what `codes` returns, in memory that is used again: valid until the room is given to another read.
+
+        Fresh memory costs several times as much as the bytes that are read into it.
+
+        Parameters
+        ----------
+        rows, cols : tuple of int
+            First and one past the last.
+        room : ndarray of uint8
+            Where the codes may go, if it is large enough and they are stored as they are read.
+        """
+        del room
+        return self.codes(rows, cols)
+
     def read(self, rows: Span, cols: Span) -> Array:
         """Return values in the narrowest NumPy dtype that holds them exactly.
 
@@ -176,6 +191,17 @@ class FileRange(Tensor):
         for i in range(height):
             block[i] = self._run((rows[0] + i) * n_cols + cols[0], width)
         return block
+
+    def codes_into(self, rows: Span, cols: Span, room: NDArray[np.uint8]) -> Array:
+        """Read the codes of a block; into the room where they lie one after the other."""
+        height, width = rows[1] - rows[0], cols[1] - cols[0]
+        is_run = height <= 1 or width == self.grid[1]
+        nbytes = self.dtype.nbytes(height * width)
+        if self.dtype.opaque or self.dtype.is_packed or not is_run or nbytes > room.size:
+            return self.codes(rows, cols)
+        raw = room[:nbytes]
+        self.file.read_into(self.offset + self.dtype.nbytes(rows[0] * self.grid[1] + cols[0]), raw)
+        return in_order(raw.view(self.dtype.code), self.is_swapped).reshape(height, width)
 
     def _run(self, first: int, count: int) -> Array:
         """Return `count` codes that lie one after the other, from element `first` on."""

@@ -94,6 +94,10 @@ class Rows(View):
         """Flat position of the first element in the stored tensor."""
         return self.base.origin + self.start * (self.base.grid[1] if len(self.base.shape) > 1 else 1)
 
+    def codes_into(self, rows: Span, cols: Span, room: NDArray[np.uint8]) -> Array | None:
+        """Read codes from the base, which takes one read."""
+        return self._block(lambda rows, cols: self.base.codes_into(rows, cols, room), rows, cols)
+
     def _taken(self, read: Read, rows: Span, cols: Span) -> Array | None:
         if len(self.base.shape) < 2:
             return read(rows, (self.start + cols[0], self.start + cols[1]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.scan.magnitudes import magnitudes_of
+from diffai_jupyter.scan.ordered import Ordered
 from diffai_jupyter.scan.slots import Edges, Vector
 from diffai_jupyter.scan.stats import BINS, Digest
 
@@ -18,13 +18,10 @@ PSI_LEAST = 2000
 HISTOGRAM_LEAST = 256
 _LISTED_ROWS = 8
 
-Sample = NDArray[Any]
-
-
 def digest_of(
     edges: Edges | None,
-    sample_a: Sample | None,
-    sample_b: Sample | None,
+    sample_a: Ordered | None,
+    sample_b: Ordered | None,
     changed: bool,
     sides: tuple[bool, bool],
 ) -> Digest:
@@ -34,8 +31,8 @@ def digest_of(
     ----------
     edges : Edges, optional
         Row and column sums of squares.
-    sample_a, sample_b : ndarray, optional
-        Sampled values at the same positions.
+    sample_a, sample_b : Ordered, optional
+        Sampled values at the same positions; the same object where nothing changed.
     changed : bool
         Whether any element changed.
     sides : tuple of bool
@@ -43,8 +40,7 @@ def digest_of(
     """
     rows = _edge_digest(edges, sides, changed) if edges is not None else {}
     spread_a = magnitudes_of(sample_a)
-    is_shared = sample_a is not None and sample_b is not None and not changed
-    spread_b = spread_a if is_shared else magnitudes_of(sample_b)
+    spread_b = spread_a if sample_b is sample_a else magnitudes_of(sample_b)
     distribution = _sample_digest(sample_a, sample_b, changed)
     return Digest(**rows, **distribution, magnitudes=(spread_a, spread_b))  # type: ignore[arg-type]
 
@@ -83,36 +79,21 @@ def _gaps(squares: Vector) -> tuple[float, float]:
     return plain, ordered
 
 
-def _sample_digest(sample_a: Sample | None, sample_b: Sample | None, changed: bool) -> dict[str, object]:
-    if max(len(s) for s in (sample_a, sample_b, ()) if s is not None) < HISTOGRAM_LEAST:
+def _sample_digest(sample_a: Ordered | None, sample_b: Ordered | None, changed: bool) -> dict[str, object]:
+    samples = [sample for sample in (sample_a, sample_b) if sample is not None]
+    known = [sample for sample in samples if sample.size]
+    if max((sample.drawn for sample in samples), default=0) < HISTOGRAM_LEAST or not known:
         return {}
-    sorted_a = _sorted_finite(sample_a)
-    sorted_b = (
-        sorted_a
-        if sample_b is not None and sample_a is not None and not changed
-        else _sorted_finite(sample_b)
-    )
-    known = [s for s in (sorted_a, sorted_b) if s is not None and s.size]
-    if not known:
-        return {}
-    low, high = min(float(s[0]) for s in known), max(float(s[-1]) for s in known)
+    low = min(float(sample.values[0]) for sample in known)
+    high = max(float(sample.values[-1]) for sample in known)
     edges = _bin_edges(low, high)
     return {
         "edges": edges,
-        "counts_a": _counts(sorted_a, edges),
-        "counts_b": _counts(sorted_b, edges),
-        "sampled": max(s.size for s in known),
-        "psi": _psi(sorted_a, sorted_b, changed),
+        "counts_a": _counts(sample_a, edges),
+        "counts_b": _counts(sample_b, edges),
+        "sampled": max(sample.size for sample in known),
+        "psi": _psi(sample_a, sample_b, changed),
     }
-
-
-def _sorted_finite(sample: Sample | None) -> Sample | None:
-    if sample is None:
-        return None
-    ordered = np.sort(sample)
-    if ordered.size and not (math.isfinite(ordered[0]) and math.isfinite(ordered[-1])):
-        ordered = ordered[np.isfinite(ordered)]
-    return ordered
 
 
 def _bin_edges(low: float, high: float) -> Vector:
@@ -125,26 +106,26 @@ def _bin_edges(low: float, high: float) -> Vector:
     return edges
 
 
-def _counts(ordered: Sample | None, edges: Vector) -> NDArray[np.int64] | None:
-    if ordered is None:
+def _counts(sample: Ordered | None, edges: Vector) -> NDArray[np.int64] | None:
+    if sample is None:
         return None
-    places = np.searchsorted(ordered, edges, side="left")
-    places[-1] = ordered.size
+    places = sample.below(edges)
+    places[-1] = sample.size
     return np.diff(places)
 
 
-def _psi(ordered_a: Sample | None, ordered_b: Sample | None, changed: bool) -> float:
+def _psi(sample_a: Ordered | None, sample_b: Ordered | None, changed: bool) -> float:
     """Return sum (p_B - p_A) ln(p_B / p_A) over 20 quantile bins of A, shares floored at 1e-4.
 
     References: Lewis 1994, An Introduction to Credit Scoring; Yurdakul & Naranjo 2020.
     """
-    if ordered_a is None or ordered_b is None or min(ordered_a.size, ordered_b.size) < PSI_LEAST:
+    if sample_a is None or sample_b is None or min(sample_a.size, sample_b.size) < PSI_LEAST:
         return math.nan
     if not changed:
         return 0.0
-    cuts = np.unique(ordered_a[(np.arange(1, PSI_BINS) * ordered_a.size) // PSI_BINS])
+    cuts = np.unique(sample_a.ranked((np.arange(1, PSI_BINS) * sample_a.size) // PSI_BINS))
     shares = []
-    for ordered in (ordered_a, ordered_b):
-        counts = np.diff(np.concatenate(([0], np.searchsorted(ordered, cuts, side="right"), [ordered.size])))
-        shares.append(np.maximum(counts / ordered.size, PSI_FLOOR))
+    for sample in (sample_a, sample_b):
+        counts = np.diff(np.concatenate(([0], sample.below(cuts, includes=True), [sample.size])))
+        shares.append(np.maximum(counts / sample.size, PSI_FLOOR))
     return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())

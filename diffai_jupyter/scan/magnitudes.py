@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffai_jupyter.scan.ordered import Ordered
 
 _FRACTION_BITS = 5
 _DROPPED_BITS = 52 - _FRACTION_BITS
@@ -44,33 +45,46 @@ class Magnitudes:
         return len(self.counts) > OCTAVES << _FRACTION_BITS
 
 
-def magnitudes_of(sample: NDArray[Any] | None) -> Magnitudes | None:
+def magnitudes_of(sample: Ordered | None) -> Magnitudes | None:
     """Count a sample by magnitude; None where nothing in it is finite and not zero.
 
-    Keys are cut from bits and squares are added in the order of the sample, so that the same sample gives the
-    same bits on every machine.
+    Squares are added from the smallest magnitude to the largest, first those of the negative values of a bin, then
+    those of the positive ones, so that the same sample gives the same bits.
 
     Parameters
     ----------
-    sample : ndarray of float, shape (n,), or None
+    sample : Ordered, optional
         Sampled values.
     """
     if sample is None:
         return None
-    sizes = np.abs(sample, dtype=np.float64)
-    if sizes.size and not (sizes.min() > 0 and sizes.max() < np.inf):
-        sizes = sizes[(sizes > 0) & (sizes < np.inf)]
-    if not sizes.size:
+    values = sample.values
+    n_negative, first_positive = (int(np.searchsorted(values, 0, side=side)) for side in ("left", "right"))
+    signs = [sample.part(0, n_negative), sample.part(first_positive, len(values))]
+    signs[0] = (np.abs(signs[0][0][::-1]), None if signs[0][1] is None else signs[0][1][::-1])
+    known = [(sizes.astype(np.float64), counts) for sizes, counts in signs if sizes.size]
+    if not known:
         return None
-    keys = (sizes.view(np.uint64) >> np.uint64(_DROPPED_BITS)).view(np.int64)
-    first = max(int(keys.min()), int(keys.max()) - (OCTAVES << _FRACTION_BITS))
-    keys -= first
-    np.maximum(keys, 0, out=keys)
-    with np.errstate(over="ignore", under="ignore"):
-        squares: NDArray[np.float64] = np.bincount(keys, weights=np.multiply(sizes, sizes, out=sizes)).astype(
-            np.float64, copy=False
-        )
-    return Magnitudes(first, np.bincount(keys), squares, int(keys.size))
+    last = max(_key(sizes[-1]) for sizes, _ in known)
+    first = max(min(_key(sizes[0]) for sizes, _ in known), last - (OCTAVES << _FRACTION_BITS))
+    bins = last - first + 1
+    total, squares = np.zeros(bins, dtype=np.int64), np.zeros(bins)
+    for sizes, counts in known:
+        places = np.searchsorted(sizes, bin_edges(first, bins))
+        # What is smaller than the lowest bin shares it.
+        places[0] = 0
+        filled = np.flatnonzero(np.diff(places))
+        starts = places[filled]
+        with np.errstate(over="ignore", under="ignore"):
+            each = np.square(sizes) if counts is None else np.square(sizes) * counts
+            squares[filled] += np.add.reduceat(each, starts)
+        total[filled] += np.diff(places)[filled] if counts is None else np.add.reduceat(counts, starts)
+    return Magnitudes(first, total, squares, int(total.sum()))
+
+
+def _key(size: np.float64) -> int:
+    """Return the leading bits of a magnitude: the key of its bin."""
+    return int(size.view(np.uint64) >> np.uint64(_DROPPED_BITS))
 
 
 def bin_edges(first: int, bins: int) -> NDArray[np.float64]:

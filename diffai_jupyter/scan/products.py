@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffai_jupyter.checkpoint.dtypes import F64, Array, Dtype
+from diffai_jupyter.checkpoint.dtypes import F64, Dtype
 from diffai_jupyter.checkpoint.quantized import Product
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.scan.digest import digest_of
 from diffai_jupyter.scan.one_thread import ONE_THREAD
+from diffai_jupyter.scan.ordered import Ordered
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.slots import Both, Edges, Side, Vector, empty_both, empty_side, equal_sums
 from diffai_jupyter.scan.stats import BothStats, SideStats, TensorStats
@@ -278,6 +279,6 @@ def _edges(a: _Opened | None, b: _Opened | None) -> Edges | None:
     return edges
 
 
-def _sample(product: Product, name: str) -> Array:
+def _sample(product: Product, name: str) -> Ordered:
     rows, cols = np.divmod(sample_positions(name, product.size), product.grid[1])
-    return product.read_at(rows, cols)
+    return Ordered.of(product.read_at(rows, cols))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffai_jupyter.checkpoint.dtypes import Array
-from diffai_jupyter.checkpoint.tensor import Span, Tensor
+from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.errors import SourceError
 from diffai_jupyter.scan.digest import digest_of
-from diffai_jupyter.scan.kernels.reference import Kernel, Workspace
+from diffai_jupyter.scan.kernels import kernel_for
+from diffai_jupyter.scan.kernels.reference import Workspace
+from diffai_jupyter.scan.kernels.tile import BlockSide
+from diffai_jupyter.scan.ordered import Ordered, is_short
 from diffai_jupyter.scan.products import mark_rounding
-from diffai_jupyter.scan.sample import sample_positions
-from diffai_jupyter.scan.slots import Edges, Vector, equal_sums, merge_both, merge_sides
+from diffai_jupyter.scan.sample import Sampling
+from diffai_jupyter.scan.slots import Edges, Vector, merge_both, merge_sides
 from diffai_jupyter.scan.stats import BothStats, SideStats, TensorStats
 from diffai_jupyter.scan.tiles import SLAB_TILES, TILE_ELEMENTS, Block, Tiling
 
 PROBED = 64
+_ROOMS = threading.local()
 EDGE_ROWS = 1 << 19
 """Longest row or column vector that is kept while a tensor is open: 8 MiB for two of them."""
 
@@ -59,18 +64,27 @@ class SlabSums:
     both: Vector | None
     edges: Edges | None
     samples: tuple[Array | None, Array | None]
+    """Sampled elements as floats, or as codes where `is_short` is true of the dtype."""
 
 
 def scan_unit(unit: Sequence[Task], epsilon: float, block_tiles: int) -> list[TensorStats | SlabSums]:
     """Scan the tasks of one unit; a worker of any executor runs this."""
     answers: list[TensorStats | SlabSums] = []
-    room = Workspace(TILE_ELEMENTS)
+    room = _workspace()
     # Squares of the largest float64 numbers overflow; the sum is then infinite, and printed as unknown.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for task in unit:
             slab = scan_slab(task, epsilon, block_tiles, room)
             answers.append(finish(task, [slab]) if task.slabs == 1 else slab)
     return answers
+
+
+def _workspace() -> Workspace:
+    """Return the room of this thread."""
+    room: Workspace | None = getattr(_ROOMS, "room", None)
+    if room is None:
+        room = _ROOMS.room = Workspace(TILE_ELEMENTS)
+    return room
 
 
 def scan_slab(task: Task, epsilon: float, block_tiles: int, room: Workspace) -> SlabSums:
@@ -96,60 +110,46 @@ class _Gathering:
     def __init__(self, task: Task, tiling: Tiling, epsilon: float, room: Workspace) -> None:
         self._task, self._tiling = task, tiling
         dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (task.a, task.b))
-        self._kernel = Kernel((dtypes[0], dtypes[1]), tiling.cols, epsilon, room)
+        self._kernel = kernel_for((dtypes[0], dtypes[1]), tiling.cols, epsilon, room, task.nbytes)
+        self._room = room
         self._tiles: tuple[list[Vector], list[Vector], list[Vector]] = ([], [], [])
-        self._positions = sample_positions(task.name, tiling.rows * tiling.cols)
+        self._positions = Sampling(task.name, tiling.rows * tiling.cols).between(*tiling.bounds(task.slab))
         self._samples: tuple[list[Array], list[Array]] = ([], [])
         self._edges: Edges | None = None
         self._top = -1
 
     def add(self, block: Block) -> None:
         """Read a block and sum its tiles."""
-        task, dtypes = self._task, self._kernel.dtypes
+        task = self._task
         # What an adapter leaves as it is stands as one tensor on both sides, and is read once.
         is_one = task.a is task.b
-        codes_a = None if task.a is None else task.a.codes(block.rows, block.cols)
-        codes_b = codes_a if is_one else None if task.b is None else task.b.codes(block.rows, block.cols)
-        same_bits = is_one or (
-            codes_a is not None
-            and codes_b is not None
-            and dtypes[0] == dtypes[1]
-            and _same_bits(codes_a, codes_b)
-        )
-        a = _values(task.a, codes_a, block)
-        b = a if same_bits else _values(task.b, codes_b, block)
+        a = None if task.a is None else self._read(task.a, block, 0)
+        b = a if is_one else None if task.b is None else self._read(task.b, block, 1)
+        if a is not None and b is not None and not is_one and _are_same(a, b):
+            b = a
         if self._edges is None:
             self._open_edges(block)
-        for rows, cols in block.tiles():
-            top, left = block.rows[0], block.cols[0]
-            inner = (slice(rows[0] - top, rows[1] - top), slice(cols[0] - left, cols[1] - left))
-            tile_a = None if a is None else np.ascontiguousarray(a[inner])
-            tile_b = tile_a if b is a else None if b is None else np.ascontiguousarray(b[inner])
-            self._add_tile(tile_a, tile_b, rows, cols)
+        sums = self._kernel.sums(block, a, b)
+        for kept, found in zip(self._tiles, (*sums.sides, sums.both), strict=True):
+            if found is not None:
+                kept.append(found)
+        if self._edges is not None:
+            self._edges.add(block, self._top, sums.row_squares, sums.col_squares)
+        self._sample(block, (a, b))
 
-    def _add_tile(self, a: Array | None, b: Array | None, rows: Span, cols: Span) -> None:
-        start = rows[0] * self._tiling.cols + cols[0]
-        side_a = None if a is None else self._kernel.side(a, 0, start)
-        side_b = side_a if b is a else None if b is None else self._kernel.side(b, 1, start)
-        if a is not None and b is not None and side_a is not None and side_b is not None:
-            both = (
-                equal_sums(side_a.sums, a.size) if b is a else self._kernel.both(a, b, side_a, side_b, start)
-            )
-            self._tiles[2].append(both)
-        for which, side in enumerate((side_a, side_b)):
-            if side is None:
-                continue
-            self._tiles[which].append(side.sums)
-            if self._edges is not None:
-                place = slice(rows[0] - self._top, rows[1] - self._top)
-                side.add_to(self._edges, which, place, slice(*cols))
-        size = (rows[1] - rows[0]) * (cols[1] - cols[0])
-        first, last = np.searchsorted(self._positions, (start, start + size))
-        if first < last:
-            inside = self._positions[first:last] - start
-            for tile, kept in zip((a, b), self._samples, strict=True):
-                if tile is not None:
-                    kept.append(_plain(tile.reshape(-1)[inside]))
+    def _read(self, tensor: Tensor, block: Block, side: int) -> BlockSide:
+        room = self._room.bytes_for(side, block.size * tensor.dtype.bits // 8)
+        codes = tensor.codes_into(block.rows, block.cols, room)
+        return BlockSide(tensor.dtype, codes, tensor.read(block.rows, block.cols) if codes is None else None)
+
+    def _sample(self, block: Block, sides: tuple[BlockSide | None, BlockSide | None]) -> None:
+        """Keep the sampled elements of a block; its elements lie one after the other in the tensor."""
+        start = block.rows[0] * self._tiling.cols + block.cols[0]
+        first, last = np.searchsorted(self._positions, (start, start + block.size))
+        inside = self._positions[first:last] - start
+        for side, kept in zip(sides, self._samples, strict=True):
+            if side is not None and inside.size:
+                kept.append(side.at(inside))
 
     def _open_edges(self, block: Block) -> None:
         self._top = block.rows[0]
@@ -171,25 +171,14 @@ class _Gathering:
         )
 
 
-def _values(tensor: Tensor | None, codes: Array | None, block: Block) -> Array | None:
-    if tensor is None:
-        return None
-    return tensor.read(block.rows, block.cols) if codes is None else tensor.dtype.decode(codes)
-
-
-def _same_bits(a: Array, b: Array) -> bool:
+def _are_same(a: BlockSide, b: BlockSide) -> bool:
     """Say whether two blocks hold the same bits: NaN equals NaN here, and -0.0 differs from 0.0."""
-    unsigned = f"u{min(8, a.dtype.itemsize)}"
-    bits_a, bits_b = a.reshape(-1).view(unsigned), b.reshape(-1).view(unsigned)
+    if a.codes is None or b.codes is None or a.dtype != b.dtype:
+        return False
+    unsigned = f"u{min(8, a.codes.dtype.itemsize)}"
+    bits_a, bits_b = a.codes.reshape(-1).view(unsigned), b.codes.reshape(-1).view(unsigned)
     # Where training went on, the first few elements tell.
-    return bool(np.array_equal(bits_a[:PROBED], bits_b[:PROBED]) and np.array_equal(bits_a, bits_b))
-
-
-def _plain(sample: Array) -> Array:
-    """Return sampled values as floats: float32 where that is exact."""
-    if sample.dtype.kind == "c":
-        return np.abs(sample).astype(np.float64)
-    return sample if sample.dtype == np.float32 else sample.astype(np.float64)
+    return not (bits_a[:PROBED] != bits_b[:PROBED]).any() and bool((bits_a == bits_b).all())
 
 
 def _slab_rows(tiling: Tiling, slab: int, top: int) -> int:
@@ -207,20 +196,26 @@ def finish(task: Task, slabs: list[SlabSums]) -> TensorStats:
     both = None
     if a is not None and b is not None:
         both = BothStats(size, merge_both([s.both for s in slabs if s.both is not None]))
-    samples: list[Array | None] = []
-    for i in (0, 1):
-        kept = [sample for s in slabs if (sample := s.samples[i]) is not None]
-        samples.append(np.concatenate(kept) if kept else None)
     mark_rounding(task.a, task.b, both)
     changed = both is None or both.changed != 0 or both.finite < both.size
+    sample_a = _ordered(task.a, [slab.samples[0] for slab in slabs])
+    is_shared = sample_a is not None and both is not None and not changed
     digest = digest_of(
         _merged_edges(slabs),
-        samples[0],
-        samples[1],
+        sample_a,
+        sample_a if is_shared else _ordered(task.b, [slab.samples[1] for slab in slabs]),
         changed,
         (a is not None and a.bad == 0, b is not None and b.bad == 0),
     )
     return TensorStats(a, b, both, digest)
+
+
+def _ordered(tensor: Tensor | None, samples: Sequence[Array | None]) -> Ordered | None:
+    kept = [sample for sample in samples if sample is not None]
+    if tensor is None or not kept:
+        return None
+    is_code = kept[0].dtype == tensor.dtype.code and is_short(tensor.dtype)
+    return Ordered.of(np.concatenate(kept), tensor.dtype if is_code else None)
 
 
 def _merged_edges(slabs: list[SlabSums]) -> Edges | None:

@@ -13,6 +13,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from diffai_jupyter.scan.tiles import Block
+
 Vector = NDArray[np.float64]
 
 
@@ -66,6 +68,18 @@ class Edges:
     rows: Vector
     cols: Vector
 
+    def add(
+        self, block: Block, top: int,
+        row_squares: Sequence[Sequence[Vector] | None], col_squares: Sequence[Sequence[Vector] | None],
+    ) -> None:
+        """Add those of the tiles of a block; `top` is the first row of the slab."""
+        for side, (of_rows, of_cols) in enumerate(zip(row_squares, col_squares, strict=True)):
+            if of_rows is None or of_cols is None:
+                continue
+            for (rows, cols), along, down in zip(block.tiles(), of_rows, of_cols, strict=True):
+                self.rows[side, rows[0] - top : rows[1] - top] += along
+                self.cols[side, cols[0] : cols[1]] += down
+
 
 def empty_side() -> Vector:
     """Return the sums over nothing."""
@@ -82,36 +96,48 @@ def empty_both() -> Vector:
 
 
 def merge_sides(parts: Sequence[Vector]) -> Vector:
-    """Add the sums of several tiles or slabs, exactly rounded."""
-    if len(parts) == 1:
-        return parts[0]
+    """Add the sums of several tiles or slabs, exactly rounded.
+
+    Parameters
+    ----------
+    parts : sequence of ndarray, shape (len(Side),) or (tiles, len(Side))
+    """
     merged = empty_side()
-    for slot in _SUMMED_SIDE:
-        merged[slot] = _fsum([part[slot] for part in parts])
-    merged[Side.MIN] = min((part[Side.MIN] for part in parts), default=math.inf)
-    merged[Side.MAX] = max((part[Side.MAX] for part in parts), default=-math.inf)
-    merged[Side.FIRST_BAD] = min((part[Side.FIRST_BAD] for part in parts), default=math.inf)
+    if parts:
+        each = np.vstack(parts)
+        for slot in _SUMMED_SIDE:
+            merged[slot] = _fsum(each[:, slot])
+        merged[Side.MIN], merged[Side.MAX] = each[:, Side.MIN].min(), each[:, Side.MAX].max()
+        merged[Side.FIRST_BAD] = each[:, Side.FIRST_BAD].min()
     return merged
 
 
 def merge_both(parts: Sequence[Vector]) -> Vector:
-    """Add the sums of several tiles or slabs, exactly rounded."""
-    if len(parts) == 1:
-        return parts[0]
+    """Add the sums of several tiles or slabs, exactly rounded.
+
+    Parameters
+    ----------
+    parts : sequence of ndarray, shape (len(Both),) or (tiles, len(Both))
+    """
     merged = empty_both()
-    for slot in _SUMMED_BOTH:
-        merged[slot] = _fsum([part[slot] for part in parts])
-    largest = max(parts, key=lambda part: (part[Both.D_LARGEST], -part[Both.D_WHERE]), default=merged)
-    merged[Both.D_LARGEST], merged[Both.D_WHERE] = largest[Both.D_LARGEST], largest[Both.D_WHERE]
+    if parts:
+        each = np.vstack(parts)
+        for slot in _SUMMED_BOTH:
+            merged[slot] = _fsum(each[:, slot])
+        largest = each[:, Both.D_LARGEST]
+        merged[Both.D_LARGEST] = largest.max()
+        merged[Both.D_WHERE] = each[largest == largest.max(), Both.D_WHERE].min()
     return merged
 
 
-def _fsum(terms: list[float]) -> float:
+def _fsum(terms: Vector) -> float:
     """Add exactly; infinite where a term or the total is."""
+    if not terms.any():
+        return 0.0
     try:
-        return math.fsum(terms)
+        return math.fsum(terms.tolist())
     except (OverflowError, ValueError):
-        return math.nan if any(math.isnan(term) for term in terms) else math.inf
+        return math.nan if np.isnan(terms).any() else math.inf
 
 
 def equal_sums(side: Vector, size: int) -> Vector:

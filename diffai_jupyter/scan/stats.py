@@ -23,7 +23,7 @@ class SideStats:
     size : int
         Number of elements.
     sums : ndarray of float64
-        Slots of `diffai_jupyter.scan.kernel.Side`. Zeros, minimum and maximum are NaN where only the factors of
+        Slots of `diffai_jupyter.scan.slots.Side`. Zeros, minimum and maximum are NaN where only the factors of
         a product were read, which do not tell them.
     """
 
@@ -99,7 +99,7 @@ class BothStats:
     size : int
         Number of elements.
     sums : ndarray of float64
-        Slots of `diffai_jupyter.scan.kernel.Both`. Counts of changed elements and the largest difference are NaN
+        Slots of `diffai_jupyter.scan.slots.Both`. Counts of changed elements and the largest difference are NaN
         where only the factors of products were read, unless these show that the products are equal.
     """
 

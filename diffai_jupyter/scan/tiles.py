@@ -15,8 +15,10 @@ from diffai_jupyter.checkpoint.tensor import Span
 
 TILE_ELEMENTS = 1 << 17
 """Elements of a tile. With fewer, threads spend their time handing the interpreter lock to each other."""
+LANES = 64
+"""Sums side by side to which the elements of a row, and the sums of columns, are added in turn."""
 SLAB_TILES = 128
-BLOCK_TILES = 2
+BLOCK_TILES = 4
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Tiling:
         for key, value in {**found, "slabs": -(-count // slab_tiles)}.items():
             object.__setattr__(self, key, value)
 
+    def bounds(self, slab: int) -> tuple[int, int]:
+        """Return the flat positions of the first element of a slab and one past its last."""
+        first, last = slab * self.slab_tiles, min(self.count, (slab + 1) * self.slab_tiles)
+        return self._start(first), self._start(last)
+
+    def _start(self, tile: int) -> int:
+        row, col = divmod(tile, max(1, self.across))
+        return min(self.rows, row * self.height) * self.cols + col * self.width
+
     def blocks(self, slab: int, block_tiles: int = BLOCK_TILES) -> Iterator[Block]:
         """Yield the pieces in which a slab is read: whole tiles, side by side or one below the other."""
         first, last = slab * self.slab_tiles, min(self.count, (slab + 1) * self.slab_tiles)
@@ -93,6 +104,11 @@ class Block:
     cols: Span
     height: int
     width: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
 
     def tiles(self) -> Iterator[tuple[Span, Span]]:
         """Yield the tiles inside, in order."""

@@ -90,10 +90,11 @@ def test_files_are_read_for_the_exit_code_alone(flag, moved, exit_code, save, mo
     b = {**a, "lm_head.weight": a["lm_head.weight"] + np.float32(moved)}
     paths = save("a", a), save("b", b)
     read = []
-    original = FileRange.codes
-    monkeypatch.setattr(
-        FileRange, "codes", lambda self, *spans: read.append(self.parts) or original(self, *spans)
-    )
+    for name in ("codes", "codes_into"):
+        original = getattr(FileRange, name)
+        monkeypatch.setattr(
+            FileRange, name, lambda self, *spans, original=original: read.append(self.parts) or original(self, *spans)
+        )
     found = compare(*paths, **{flag.replace("-", "_"): True})
     found.to_text()
     assert read == []

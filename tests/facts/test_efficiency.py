@@ -22,6 +22,7 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts.weights.efficiency import Spectrum, spectrum
 from diffai_jupyter.facts.weights.stored import A, B
 from diffai_jupyter.scan.magnitudes import magnitudes_of
+from diffai_jupyter.scan.ordered import Ordered
 from diffai_jupyter.scan.pairing import pair_checkpoints
 from diffai_jupyter.scan.sample import SAMPLE_SIZE
 
@@ -147,7 +148,7 @@ def test_interval_covers_the_true_share_in_nine_of_ten_samples():
     hits, widths = 0, []
     for seed in range(200):
         sample = drawn(seed).choice(values.reshape(-1), 5000, replace=False)
-        spread = magnitudes_of(sample)
+        spread = magnitudes_of(Ordered.of(sample))
         assert spread is not None
         matrix = whole.matrices[0]
         scale = (matrix.finite - matrix.zeros) / spread.sampled

@@ -7,6 +7,7 @@ import pytest
 from builders import pair_of
 
 from diffai_jupyter.scan.magnitudes import OCTAVES, bin_edges, magnitudes_of
+from diffai_jupyter.scan.ordered import Ordered
 from diffai_jupyter.scan.passes import stats
 
 DRAW = np.random.default_rng(0)
@@ -24,7 +25,7 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_bins_hold_the_counts_and_squares_of_numpy(name):
     sample = SAMPLES[name]
-    found = magnitudes_of(sample)
+    found = magnitudes_of(Ordered.of(sample))
     assert found is not None
     sizes = np.abs(sample[np.isfinite(sample) & (sample != 0)]).astype("f8")
     edges = bin_edges(found.first, len(found.counts))
@@ -38,7 +39,7 @@ def test_bins_hold_the_counts_and_squares_of_numpy(name):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_bins_are_narrow_and_reach_far_enough(name):
-    found = magnitudes_of(SAMPLES[name])
+    found = magnitudes_of(Ordered.of(SAMPLES[name]))
     assert found is not None
     edges = bin_edges(found.first, len(found.counts))
     normal = edges[:-1] >= np.finfo("f8").tiny
@@ -48,11 +49,11 @@ def test_bins_are_narrow_and_reach_far_enough(name):
 
 @pytest.mark.parametrize("sample", [None, np.zeros(9), np.array([]), np.array([np.nan, np.inf])])
 def test_nothing_to_count(sample):
-    assert magnitudes_of(sample) is None
+    assert magnitudes_of(None if sample is None else Ordered.of(sample)) is None
 
 
 def test_huge_squares_are_infinite_without_a_warning():
-    found = magnitudes_of(np.array([1e200, 1.0]))
+    found = magnitudes_of(Ordered.of(np.array([1e200, 1.0])))
     assert found is not None
     assert found.squares.max() == np.inf
 
@@ -67,7 +68,7 @@ def test_both_sides_are_kept_whether_they_are_compared_or_not():
         "same": (a, a), "moved": (a, b), "grown": (a, wide), "old": (a, None), "new": (None, b),
     }.items():  # fmt: skip
         for kept, values in zip(records[name].digest.magnitudes, (one, other), strict=True):
-            expected = magnitudes_of(values.reshape(-1)) if values is not None else None
+            expected = magnitudes_of(Ordered.of(values.reshape(-1))) if values is not None else None
             assert (kept is None) == (expected is None)
             if kept is not None and expected is not None:
                 np.testing.assert_array_equal(kept.squares, expected.squares)

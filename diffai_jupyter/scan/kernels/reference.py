@@ -1,4 +1,4 @@
-"""Sums over one tile with NumPy: the arithmetic of the pass, in float64, without BLAS."""
+"""Sums over one tile with NumPy: the arithmetic that every kernel follows, in float64, without BLAS."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffai_jupyter.checkpoint.dtypes import Array, Dtype, cast_equals, half_ulp
-from diffai_jupyter.scan.slots import Both, Edges, Side, Vector, empty_both, empty_side
+from diffai_jupyter.scan.kernels.tile import BlockSide, BlockSums, of_sides
+from diffai_jupyter.scan.slots import Both, Side, Vector, empty_both, empty_side, equal_sums
+from diffai_jupyter.scan.tiles import LANES, Block
 
 
 class Workspace:
-    """Room for the float64 arrays of one tile, used again for the next: fresh pages cost as much as the sums.
+    """Room for what is read of a block and for the float64 arrays of one tile, used again for the next.
+
+    Fresh pages cost as much as the sums.
 
     Parameters
     ----------
@@ -21,14 +25,21 @@ class Workspace:
         Elements of the largest tile.
     """
 
-    _ARRAYS = 5
+    _ARRAYS = 6
 
     def __init__(self, size: int) -> None:
         self._room = np.empty((self._ARRAYS, size))
+        self._bytes = [np.empty(0, dtype=np.uint8)] * 2
 
     def array(self, which: int, shape: tuple[int, ...]) -> Vector:
         """Return array number `which` in the shape of the tile at hand."""
         return self._room[which, : math.prod(shape)].reshape(shape)
+
+    def bytes_for(self, side: int, count: int) -> NDArray[np.uint8]:
+        """Return at least `count` bytes for what is read of A (0) or B (1)."""
+        if self._bytes[side].size < count:
+            self._bytes[side] = np.empty(count, dtype=np.uint8)
+        return self._bytes[side]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +54,8 @@ class SideTile:
         Which elements are finite; None when all are.
     squares : ndarray of float64, shape (rows, cols)
         Their squares.
-    row_squares : ndarray of float64, shape (rows,)
-        Squares added along the rows.
+    row_squares, col_squares : ndarray of float64, shapes (rows,) and (cols,)
+        Squares added along each row and each column.
     sums : ndarray of float64
         Slots of `Side`.
     """
@@ -53,16 +64,56 @@ class SideTile:
     finite: NDArray[np.bool_] | None
     squares: Vector
     row_squares: Vector
+    col_squares: Vector
     sums: Vector
-
-    def add_to(self, edges: Edges, side: int, rows: slice, cols: slice) -> None:
-        """Add the squares to the row and column sums of the slab."""
-        edges.rows[side, rows] += self.row_squares
-        edges.cols[side, cols] += self.squares.sum(axis=0)
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class Tile:
+    """What one tile leaves: its sides, a single one where both hold the same bits, and the slots of the pair."""
+
+    sides: tuple[SideTile, ...]
+    both: Vector | None
+
+
+def added_down(values: Vector) -> Vector:
+    """Add the rows of a tile, one after the other."""
+    # A single column is contiguous, and NumPy would add it pairwise.
+    return values.sum(axis=0) if values.shape[1] > 1 else np.cumsum(values)[-1:]
+
+
+def added_across(values: Vector) -> Vector:
+    """Add along the last axis: the elements to `LANES` sums in turn, which are then halved until one is left.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (…, n)
+
+    Returns
+    -------
+    ndarray of float64, shape (…,)
+    """
+    whole = values.shape[-1] // LANES * LANES
+    if whole:
+        lanes = values[..., :whole].reshape(*values.shape[:-1], -1, LANES).sum(axis=-2)
+    else:
+        # Lanes that get nothing add nothing.
+        lanes = np.zeros((*values.shape[:-1], 1 << (values.shape[-1] - 1).bit_length()))
+    lanes[..., : values.shape[-1] - whole] += values[..., whole:]
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    # A kernel that starts from zero never ends with a negative one.
+    return np.asarray(lanes[..., 0] + 0.0)
+
+
+def total_of(values: Vector) -> float:
+    """Add all elements of a tile: down the columns first, then the columns."""
+    return float(added_across(added_down(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class NumpyKernel:
     """Sums the tiles of one tensor pair.
 
     Parameters
@@ -82,6 +133,44 @@ class Kernel:
     epsilon: float
     room: Workspace
 
+    name = "numpy"
+
+    def sums(self, block: Block, a: BlockSide | None, b: BlockSide | None) -> BlockSums:
+        """Return the sums of the tiles of a block, in their order."""
+        found = []
+        for rows, cols in block.tiles():
+            top, left = block.rows[0], block.cols[0]
+            inner = (slice(rows[0] - top, rows[1] - top), slice(cols[0] - left, cols[1] - left))
+            tile_a = None if a is None else np.ascontiguousarray(a.values[inner])
+            tile_b = tile_a if b is a else None if b is None else np.ascontiguousarray(b.values[inner])
+            found.append(self.tile(tile_a, tile_b, rows[0] * self.n_cols + cols[0]))
+        both = None if a is None or b is None else np.stack([tile.both for tile in found if tile.both is not None])
+        sides = list(zip(*(tile.sides for tile in found), strict=True))
+        return BlockSums(
+            of_sides([np.stack([side.sums for side in tiles]) for tiles in sides], a, b),
+            both,
+            of_sides([[side.row_squares for side in tiles] for tiles in sides], a, b),
+            of_sides([[side.col_squares for side in tiles] for tiles in sides], a, b),
+        )
+
+    def tile(self, a: Array | None, b: Array | None, start: int) -> Tile:
+        """Sum one tile.
+
+        Parameters
+        ----------
+        a, b : ndarray, shape (rows, cols), optional
+            Decoded values, not empty; the same object where both sides hold the same bits.
+        start : int
+            Flat position of the first element.
+        """
+        side_a = None if a is None else self.side(a, 0, start)
+        side_b = side_a if b is a else None if b is None else self.side(b, 1, start)
+        both = None
+        if a is not None and b is not None and side_a is not None and side_b is not None:
+            both = equal_sums(side_a.sums, a.size) if b is a else self.both(a, b, side_a, side_b, start)
+        distinct = (side_a, side_b if side_b is not side_a else None)
+        return Tile(tuple(side for side in distinct if side is not None), both)
+
     def side(self, tile: Array, which: int, start: int) -> SideTile:
         """Sum one side of a tile.
 
@@ -96,7 +185,7 @@ class Kernel:
         """
         sums = empty_side()
         real = np.abs(tile) if tile.dtype.kind == "c" else tile
-        low, high = float(real.min()), float(real.max())
+        low, high = float(real.min()) + 0.0, float(real.max()) + 0.0
         wide = self.room.array(2 * which, real.shape)
         np.copyto(wide, real)
         finite: NDArray[np.bool_] | None = None
@@ -106,14 +195,14 @@ class Kernel:
             sums[Side.POSITIVE_INF] = np.count_nonzero(wide == np.inf)
             sums[Side.NEGATIVE_INF] = np.count_nonzero(wide == -np.inf)
             sums[Side.FIRST_BAD] = self._position(int(np.argmin(finite)), wide, start)
-            low = float(np.min(wide, initial=math.inf, where=finite))
-            high = float(np.max(wide, initial=-math.inf, where=finite))
+            low = float(np.min(wide, initial=math.inf, where=finite)) + 0.0
+            high = float(np.max(wide, initial=-math.inf, where=finite)) + 0.0
             wide[~finite] = 0.0
         squares = np.multiply(wide, wide, out=self.room.array(2 * which + 1, wide.shape))
-        row_squares = squares.sum(axis=1)
-        sums[Side.SUM], sums[Side.SQUARES] = wide.sum(), row_squares.sum()
+        col_squares = added_down(squares)
+        sums[Side.SUM], sums[Side.SQUARES] = total_of(wide), added_across(col_squares)
         sums[Side.MIN], sums[Side.MAX] = low, high
-        found = SideTile(wide, finite, squares, row_squares, sums)
+        found = SideTile(wide, finite, squares, added_across(squares), col_squares, sums)
         _count_extremes(found, self.dtypes[which])
         return found
 
@@ -140,10 +229,9 @@ class Kernel:
         else:
             delta[~finite] = 0.0
             sums[Both.FINITE] = np.count_nonzero(finite)
-            sums[Both.A_SQUARES] = np.where(finite, tile_a.squares, 0.0).sum()
-            sums[Both.B_SQUARES] = np.where(finite, tile_b.squares, 0.0).sum()
-        sums[Both.D_SUM] = delta.sum()
-        sums[Both.D_SQUARES] = np.einsum("ij,ij->", delta, delta, optimize=False)
+            sums[Both.A_SQUARES] = total_of(np.where(finite, tile_a.squares, 0.0))
+            sums[Both.B_SQUARES] = total_of(np.where(finite, tile_b.squares, 0.0))
+        sums[Both.D_SUM] = total_of(delta)
         low, high = int(delta.argmin()), int(delta.argmax())
         where = low if (-delta.flat[low], high) > (delta.flat[high], low) else high
         if delta.flat[where] != 0:
@@ -151,18 +239,19 @@ class Kernel:
                 abs(delta.flat[where]),
                 self._position(where, delta, start),
             )
+        sums[Both.D_SQUARES] = total_of(np.multiply(delta, delta, out=self.room.array(5, delta.shape)))
         changed = _changed(a, b, delta, finite, self.epsilon)
         sums[Both.CHANGED] = np.count_nonzero(changed)
         has_zeros = tile_b.sums[Side.ZEROS] > 0
         sums[Both.CHANGED_NONZERO] = np.count_nonzero(changed & (b != 0)) if has_zeros else sums[Both.CHANGED]
         if self.dtypes[0] != self.dtypes[1]:
-            sums[Both.CAST_EXACT], sums[Both.CAST_COMMON] = _cast_counts(a, b, self.dtypes, changed, delta)
+            sums[Both.CAST_EXACT], sums[Both.CAST_COMMON] = cast_counts(a, b, self.dtypes, changed, delta)
             return sums
         # Bits and values tell different stories only of zeros, NaN and what epsilon hides.
         is_plain = finite is None and self.epsilon == 0 and not (has_zeros and tile_a.sums[Side.ZEROS] > 0)
-        sums[Both.BITS_CHANGED] = sums[Both.CHANGED] if is_plain else _bits_changed(a, b)
+        sums[Both.BITS_CHANGED] = sums[Both.CHANGED] if is_plain else bits_changed(a, b)
         sums[Both.CAST_EXACT] = changed.size - sums[Both.CHANGED]
-        near = _are_neighbours(a, b, self.dtypes[0], changed, where)
+        near = are_neighbours(a, b, self.dtypes[0], changed, where)
         sums[Both.CAST_COMMON] = changed.size if near else sums[Both.CAST_EXACT]
         return sums
 
@@ -193,14 +282,15 @@ def _count_extremes(tile: SideTile, dtype: Dtype | None) -> None:
         sums[Side.SUBNORMAL] = np.count_nonzero(np.abs(wide) < tiny) - sums[Side.ZEROS] - masked
 
 
-def _bits_changed(a: Array, b: Array) -> int:
+def bits_changed(a: Array, b: Array) -> int:
     """Count elements whose bits differ: more than `_changed` counts where zeros differ in sign."""
     width = a.dtype.itemsize
-    bits_a, bits_b = a.view(np.uint8).reshape(-1, width), b.view(np.uint8).reshape(-1, width)
-    return int(np.count_nonzero((bits_a != bits_b).any(axis=1)))
+    # A complex number of 128 bits is wider than any integer.
+    bits_a, bits_b = (np.ascontiguousarray(x).reshape(-1).view(f"u{min(8, width)}") for x in (a, b))
+    return int(np.count_nonzero((bits_a != bits_b).reshape(-1, max(1, width // 8)).any(axis=1)))
 
 
-def _are_neighbours(
+def are_neighbours(
     a: Array, b: Array, dtype: Dtype | None, changed: NDArray[np.bool_], furthest: int
 ) -> bool:
     """Say whether every changed element moved to a number next to it in its dtype.
@@ -233,7 +323,7 @@ def _changed(
     return ~same
 
 
-def _cast_counts(
+def cast_counts(
     a: Array, b: Array, dtypes: tuple[Dtype | None, Dtype | None], changed: NDArray[np.bool_], delta: Vector
 ) -> tuple[int, int]:
     """Count elements that rounding explains: one side is the other rounded; or both may come from one source."""

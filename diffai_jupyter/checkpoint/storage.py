@@ -6,6 +6,7 @@ comes back short instead, and says so.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -58,6 +59,11 @@ class Storage(ABC):
             If the bytes are not there any more.
         """
         target[:] = self.read(offset, target.size)
+
+    def is_hole(self, offset: int, count: int) -> bool:
+        """Say whether nothing was ever written to `count` bytes from `offset` on, so that they read as zeros."""
+        del offset, count
+        return False
 
     def digested(self, digest: str) -> Storage:
         """Return the same bytes, known by the digest of their header as well."""
@@ -143,6 +149,11 @@ class StoredFile(Storage):
                 self.path, "the file ends too soon; it is truncated or still being written", offset + done
             )
 
+    def is_hole(self, offset: int, count: int) -> bool:
+        """Ask the system where the next data is; False where it cannot tell."""
+        handle: _Handle = object.__getattribute__(self, "_handle")
+        return offset + count <= self.size and handle.next_data(self, offset) >= offset + count
+
     def digested(self, digest: str) -> StoredFile:
         """Return the same file, known by the digest of its header as well."""
         known = replace(self, digest=digest)
@@ -205,6 +216,19 @@ class _Handle:
             msg = f"{file.path}: {error.strerror or error}. Check the disk or copy the file."
             raise SourceError(msg) from None
         return done
+
+    def next_data(self, file: StoredFile, offset: int) -> int:
+        """Return where the first byte that was written lies, from `offset` on; `offset` where that is not known."""
+        if not hasattr(os, "SEEK_DATA"):
+            return offset
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = self._open(file)
+        try:
+            return os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            # No data behind the offset; any other error is that of a system that does not know.
+            return file.size if error.errno == errno.ENXIO else offset
 
     def _open(self, file: StoredFile) -> int:
         with self._lock:

@@ -110,6 +110,11 @@ class Tensor(ABC):
         del room
         return self.codes(rows, cols)
 
+    def is_hole(self, start: int, stop: int) -> bool:
+        """Say whether the elements from flat place `start` up to `stop` lie in a hole of the file, as codes of zero."""
+        del start, stop
+        return False
+
     def read(self, rows: Span, cols: Span) -> Array:
         """Return values in the narrowest NumPy dtype that holds them exactly.
 
@@ -202,6 +207,12 @@ class FileRange(Tensor):
         raw = room[:nbytes]
         self.file.read_into(self.offset + self.dtype.nbytes(rows[0] * self.grid[1] + cols[0]), raw)
         return in_order(raw.view(self.dtype.code), self.is_swapped).reshape(height, width)
+
+    def is_hole(self, start: int, stop: int) -> bool:
+        """Ask the file, for elements of whole bytes."""
+        if self.dtype.opaque or self.dtype.is_packed:
+            return False
+        return self.file.is_hole(self.offset + self.dtype.nbytes(start), self.dtype.nbytes(stop - start))
 
     def _run(self, first: int, count: int) -> Array:
         """Return `count` codes that lie one after the other, from element `first` on."""

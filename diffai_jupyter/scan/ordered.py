@@ -12,6 +12,8 @@ from diffai_jupyter.checkpoint.dtypes import Dtype
 
 Sample = NDArray[Any]
 _FEW_BITS = 16
+_LEAST_TO_COUNT = 1 << 14
+"""With fewer, sorting is faster than going through all codes that there are."""
 
 
 def is_short(dtype: Dtype) -> bool:
@@ -54,14 +56,17 @@ class Ordered:
             if values.size and not (np.isfinite(values[0]) and np.isfinite(values[-1])):
                 values = values[np.isfinite(values)]
             return cls(len(sample), values)
-        unsigned = sample.view(f"u{sample.itemsize}")
-        counts = np.bincount(unsigned, minlength=1)
-        codes = np.flatnonzero(counts)
-        counts = counts[codes]
-        values = dtype.decode(codes.astype(unsigned.dtype).view(sample.dtype))
+        codes, counts = _counted(sample.view(f"u{sample.itemsize}"))
+        values = dtype.decode(codes.view(sample.dtype))
         order = np.argsort(values, kind="stable")
-        order = order[np.isfinite(values[order])]
-        return cls(len(sample), values[order], np.concatenate(([0], np.cumsum(counts[order]))))
+        # NaN is sorted behind everything, and infinities stand at the ends.
+        while order.size and not np.isfinite(values[order[-1]]):
+            order = order[:-1]
+        while order.size and not np.isfinite(values[order[0]]):
+            order = order[1:]
+        before = np.zeros(len(order) + 1, dtype=np.int64)
+        np.cumsum(counts[order], out=before[1:])
+        return cls(len(sample), values[order], before)
 
     @property
     def size(self) -> int:
@@ -82,3 +87,12 @@ class Ordered:
         """Return some of the values, and how often each occurs; None where each occurs once."""
         counts = None if self.before is None else np.diff(self.before[start : stop + 1])
         return self.values[start:stop], counts
+
+
+def _counted(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the distinct codes and how often each occurs."""
+    if len(codes) < _LEAST_TO_COUNT:
+        return np.unique(codes, return_counts=True)
+    counts = np.bincount(codes)
+    found = np.flatnonzero(counts)
+    return found.astype(codes.dtype), counts[found]

@@ -18,7 +18,7 @@ from diffai_jupyter.scan.kernels.tile import BlockSide
 from diffai_jupyter.scan.ordered import Ordered, is_short
 from diffai_jupyter.scan.products import mark_rounding
 from diffai_jupyter.scan.sample import Sampling
-from diffai_jupyter.scan.slots import Edges, Vector, merge_both, merge_sides
+from diffai_jupyter.scan.slots import Edges, Side, Vector, empty_side, equal_sums, merge_both, merge_sides
 from diffai_jupyter.scan.stats import BothStats, SideStats, TensorStats
 from diffai_jupyter.scan.tiles import SLAB_TILES, TILE_ELEMENTS, Block, Tiling
 
@@ -96,6 +96,9 @@ def scan_slab(task: Task, epsilon: float, block_tiles: int, room: Workspace) -> 
     tiling = Tiling(*one.grid)
     gather = _Gathering(task, tiling, epsilon, room)
     try:
+        if _is_hole(task, tiling):
+            gather.add_zeros()
+            return gather.result()
         for block in tiling.blocks(task.slab, block_tiles) if tiling.slabs else ():
             gather.add(block)
     except SourceError as error:
@@ -137,6 +140,19 @@ class _Gathering:
             self._edges.add(block, self._top, sums.row_squares, sums.col_squares)
         self._sample(block, (a, b))
 
+    def add_zeros(self) -> None:
+        """Take the slab as zeros, without reading it."""
+        start, stop = self._tiling.bounds(self._task.slab)
+        zeros = empty_side()
+        zeros[Side.ZEROS], zeros[Side.MIN], zeros[Side.MAX] = stop - start, 0.0, 0.0
+        for tensor, tiles, kept in zip((self._task.a, self._task.b), self._tiles, self._samples, strict=False):
+            if tensor is not None:
+                tiles.append(zeros)
+                kept.append(BlockSide(tensor.dtype, np.zeros(len(self._positions), tensor.dtype.code)).at(slice(None)))
+        if self._task.a is not None and self._task.b is not None:
+            self._tiles[2].append(equal_sums(zeros, stop - start))
+        self._open_edges(next(self._tiling.blocks(self._task.slab)))
+
     def _read(self, tensor: Tensor, block: Block, side: int) -> BlockSide:
         room = self._room.bytes_for(side, block.size * tensor.dtype.bits // 8)
         codes = tensor.codes_into(block.rows, block.cols, room)
@@ -169,6 +185,17 @@ class _Gathering:
             self._edges,
             (samples[0], samples[1]),
         )
+
+
+def _is_hole(task: Task, tiling: Tiling) -> bool:
+    """Say whether nothing was ever written where the slab is, and that reads as zeros on both sides."""
+    sides = [tensor for tensor in (task.a, task.b) if tensor is not None]
+    if not tiling.slabs or (len(sides) == 2 and sides[0].dtype != sides[1].dtype):
+        return False
+    return all(
+        tensor.is_hole(*tiling.bounds(task.slab)) and not tensor.dtype.decode(np.zeros(1, tensor.dtype.code))[0]
+        for tensor in sides
+    )
 
 
 def _are_same(a: BlockSide, b: BlockSide) -> bool:

@@ -105,6 +105,8 @@ def merge_sides(parts: Sequence[Vector]) -> Vector:
     merged = empty_side()
     if parts:
         each = np.vstack(parts)
+        if len(each) == 1:
+            return each[0]
         for slot in _SUMMED_SIDE:
             merged[slot] = _fsum(each[:, slot])
         merged[Side.MIN], merged[Side.MAX] = each[:, Side.MIN].min(), each[:, Side.MAX].max()
@@ -122,6 +124,8 @@ def merge_both(parts: Sequence[Vector]) -> Vector:
     merged = empty_both()
     if parts:
         each = np.vstack(parts)
+        if len(each) == 1:
+            return each[0]
         for slot in _SUMMED_BOTH:
             merged[slot] = _fsum(each[:, slot])
         largest = each[:, Both.D_LARGEST]

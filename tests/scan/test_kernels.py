@@ -79,6 +79,21 @@ def test_other_dtypes_too(dtype):
         assert_same_bits([BlockSide(DTYPES[dtype], x) for x in codes], (DTYPES[dtype],) * 2)
 
 
+@pytest.mark.parametrize("first", ["f32", "bf16", "f8_e4m3", "f8_e5m2"])
+@pytest.mark.parametrize("second", ["f8_e4m3", "f8_e5m2", "f8_e4m3fnuz", "f8_e5m2fnuz"])
+def test_floats_of_eight_bits_and_their_casts(first, second):
+    draw = np.random.default_rng(7)
+    for shape in [(80, 2048), (3, 41)]:
+        b = draw.integers(0, 256, shape).astype("u1")
+        b[: shape[0] // 2] = draw.integers(0x20, 0x60, (shape[0] // 2, shape[1]))
+        values = DTYPES[second].decode(b)
+        near = values * draw.choice([1.0, 1.01, 1.2], shape).astype("f4")
+        beyond = np.where(np.isfinite(values) & (np.abs(values) >= DTYPES[second].layout.largest), 3 * values, near)
+        a = b[::-1].copy() if first.startswith("f8") else to_codes(first, beyond)
+        pair = [BlockSide(DTYPES[first], a), BlockSide(DTYPES[second], b)]
+        assert_same_bits(pair, (DTYPES[first], DTYPES[second]))
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_side_that_is_alone(missing):
     values = np.random.default_rng(3).normal(size=(200, 3000))

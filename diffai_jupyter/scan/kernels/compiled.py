@@ -12,18 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffai_jupyter.checkpoint.dtypes import Array, Dtype
-from diffai_jupyter.scan.kernels.program import (
-    STRIP,
-    Raw,
-    Tally,
-    is_possible,
-    place_of_difference,
-    room_size,
-    sums_of_tiles,
-    tallies_of_tile,
-)  # fmt: skip
+from diffai_jupyter.checkpoint.dtypes import F8_E8M0, Array, Dtype
+from diffai_jupyter.scan.kernels.counts import Tally, casts_of_tile, place_of_difference, tallies_of_tile
+from diffai_jupyter.scan.kernels.program import STRIP, Raw, room_size, sums_of_tiles
 from diffai_jupyter.scan.kernels.reference import NumpyKernel, are_neighbours, bits_changed, cast_counts
+from diffai_jupyter.scan.kernels.stored import is_possible
 from diffai_jupyter.scan.kernels.tile import BlockSide, BlockSums, Slots, of_sides
 from diffai_jupyter.scan.slots import Both, Side, equal_sums
 from diffai_jupyter.scan.tiles import Block
@@ -72,11 +65,11 @@ class _Work:
 
     def size(self, tile: int) -> int:
         """Return the number of elements of a tile."""
-        return self.stored[0].codes[self.rows(tile)].size
+        return int(self.stored[0].codes[self.rows(tile)].size)
 
     def position(self, tile: int) -> int:
         """Return the flat position of the first element of a tile."""
-        return self.start + tile * self.height * self.stored[0].codes.shape[1]
+        return self.start + tile * self.height * int(self.stored[0].codes.shape[1])
 
     def values(self, tile: int) -> tuple[Array | None, Array | None]:
         """Return the decoded elements of a tile; the same object where both sides are the same bits."""
@@ -133,6 +126,9 @@ class CompiledKernel:
         across = [[row_squares[i, work.rows(tile)] for tile in range(count)] for i in range(len(stored))]
         down = [list(col_squares[:, i]) for i in range(len(stored))]
         is_finite = np.isfinite(raw[:, Raw.SUM_A]) & np.isfinite(raw[:, Raw.SUM_B])
+        for i, bound in enumerate(self._known_bounds(a, b)[: len(stored)]):
+            # In a format without infinities, what is beyond the largest number is not one.
+            is_finite &= np.maximum(-raw[:, Raw.LOW_A + 3 * i], raw[:, Raw.HIGH_A + 3 * i]) <= bound[1]
         raw[~is_finite, Raw.LARGEST_D] = 0.0
         sides, both = self._slots(work)
         for tile in np.flatnonzero(~is_finite).tolist():
@@ -147,11 +143,13 @@ class CompiledKernel:
         """Return how far the bits of neighbouring numbers of the dtype lie apart, as the program reads them."""
         return 0 if self._layout is None else 1 << ((52 if kind == "f64" else 23) - self._layout.mantissa)
 
+    def _known_bounds(self, a: BlockSide | None, b: BlockSide | None) -> list[tuple[float, float]]:
+        return [bound for bound, side in zip(self._bounds, (a, b), strict=True) if side is not None]
+
     def _slots(self, work: _Work) -> tuple[list[Slots], Slots | None]:
         """Return the slots of each side and of the pair, as they are where everything is finite."""
         raw = work.raw
-        known = [bound for bound, side in zip(self._bounds, (work.a, work.b), strict=True) if side is not None]
-        bounds = known[: len(work.stored)]
+        bounds = self._known_bounds(work.a, work.b)[: len(work.stored)]
         tallies = _tallies(work, bounds)
         sides = []
         for i, (tiny, _) in enumerate(bounds):
@@ -189,7 +187,9 @@ class CompiledKernel:
         zeros_a, zeros_b = raw[:, Raw.SMALLEST_A] == 0, raw[:, Raw.SMALLEST_B] == 0
         sums[:, Both.CHANGED_NONZERO] = np.where(zeros_b, tallies[:, Tally.CHANGED_NONZERO], changed)
         if dtypes[0] != dtypes[1]:
-            sums[:, [Both.CAST_EXACT, Both.CAST_COMMON]] = [_casts(work, tile, dtypes) for tile in range(len(raw))]
+            sums[:, [Both.CAST_EXACT, Both.CAST_COMMON]] = [
+                _casts(work, tile, dtypes, changed[tile]) for tile in range(len(raw))
+            ]
             return sums
         sums[:, Both.BITS_CHANGED] = changed
         sums[:, Both.CAST_EXACT] = sizes - changed
@@ -207,7 +207,7 @@ class CompiledKernel:
 
 def _stored(side: BlockSide) -> _Stored | None:
     """Return elements in a form that the programs read, or None."""
-    if side.codes is not None and side.dtype.name in ("f16", "bf16") and is_possible(side.dtype.name):
+    if side.codes is not None and side.dtype.bits <= 16 and is_possible(side.dtype.name):
         return _Stored(side.dtype.name, _plain(side.codes))
     values = side.values
     if values.dtype.kind == "f":
@@ -252,6 +252,17 @@ def _addresses(work: _Work, tile: int) -> list[int]:
     return [side.address(work.rows(tile).start) for side in work.stored]
 
 
-def _casts(work: _Work, tile: int, dtypes: tuple[Dtype | None, Dtype | None]) -> tuple[int, int]:
-    a, b = work.pair_of_values(tile)
-    return cast_counts(a, b, dtypes, a != b, np.subtract(b, a, dtype=np.float64))
+def _casts(work: _Work, tile: int, dtypes: tuple[Dtype | None, Dtype | None], changed: float) -> tuple[float, float]:
+    """Count what rounding explains: see `diffai_jupyter.scan.kernels.reference.cast_counts`."""
+    layouts = [dtype.layout for dtype in dtypes if dtype is not None and dtype.layout is not None]
+    if changed == 0 or len(layouts) < 2:
+        return work.size(tile) - changed, work.size(tile) - changed
+    if F8_E8M0 in dtypes:
+        a, b = work.pair_of_values(tile)
+        return cast_counts(a, b, dtypes, a != b, np.subtract(b, a, dtype=np.float64))
+    formats = np.array([(x.smallest_normal, 2.0**-x.mantissa, x.largest) for x in layouts])
+    found = np.zeros(2)
+    casts_of_tile(tuple(side.kind for side in work.stored))(
+        *_addresses(work, tile), work.size(tile), formats.ctypes.data, found.ctypes.data
+    )
+    return float(found[0]), float(found[1])

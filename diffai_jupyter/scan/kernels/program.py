@@ -1,31 +1,17 @@
-"""The programs that sum tiles, for each way in which two sides store their elements.
+"""The program that sums tiles, for each way in which two sides store their elements.
 
-They add in the order that `diffai_jupyter.scan.tiles` lays down. Extremes and the largest difference are found on the
-way; what is zero, tiny or huge is counted by a second program, where the extremes say that there is any.
+It adds in the order that `diffai_jupyter.scan.tiles` lays down, and finds extremes and the largest difference on the
+way. `diffai_jupyter.scan.kernels.counts` holds programs for what is asked where these say that there is something.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
-from llvmlite import ir
-
-from diffai_jupyter.scan.kernels.vectors import (
-    F32,
-    F64,
-    I16,
-    I32,
-    I64,
-    Program,
-    Value,
-    has_halves,
-    number,
-    splat,
-    vector,
-)
+from diffai_jupyter.scan.kernels.stored import Side, pointers_to, sides_of
+from diffai_jupyter.scan.kernels.vectors import F64, I32, I64, Program, Value, number, splat, vector
 from diffai_jupyter.scan.tiles import LANES
 
 STRIP = 2048
@@ -34,11 +20,10 @@ TOGETHER = 4
 """Rows that are summed at a time: so often less the sums of the columns are loaded and stored."""
 WIDE = 8
 _DOWN, _TOTALS = 6, 6
-_STORED = {"f64": F64, "f32": F32, "f16": I16, "bf16": I16}
 
 
 class Raw(IntEnum):
-    """Slots that the first program leaves for each tile."""
+    """Slots that the program leaves for each tile."""
 
     SUM_A = 0
     SQUARES_A = 1
@@ -57,53 +42,15 @@ class Raw(IntEnum):
     FURTHEST = 14
 
 
-def is_possible(kind: str) -> bool:
-    """Say whether the programs read elements that are stored in this way."""
-    return kind in _STORED and (kind != "f16" or has_halves())
-
-
 def room_size(height: int, cols: int) -> int:
-    """Return how many doubles the first program needs for itself, for tiles of so many rows."""
+    """Return how many doubles the program needs for itself, for tiles of so many rows."""
     kept = height if cols > STRIP else 1
     return _DOWN * STRIP + _TOTALS * LANES + 9 * WIDE + 2 * LANES * kept
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a tile, or what lies behind one of its elements."""
-
-    program: Program
-    kind: str
-    start: Value
-
-    def behind(self, count: Value) -> Side:
-        """Return what lies behind so many elements."""
-        return Side(self.program, self.kind, self.program.build.gep(self.start, [count]))
-
-    @property
-    def element(self) -> ir.Type:
-        """What `values` returns vectors of."""
-        return F64 if self.kind == "f64" else F32
-
-    def values(self, at: Value, lanes: int) -> Value:
-        """Return elements as they are, those of 16 bits as floats of 32."""
-        build = self.program.build
-        codes = self.program.load(self.start, at, lanes)
-        if self.kind == "bf16":
-            wide = build.shl(build.zext(codes, vector(I32, lanes)), splat(I32, lanes, 16))
-            return build.bitcast(wide, vector(F32, lanes))
-        if self.kind == "f16":
-            return build.fpext(build.bitcast(codes, vector(ir.HalfType(), lanes)), vector(F32, lanes))
-        return codes
-
-    def wide(self, at: Value, lanes: int) -> Value:
-        """Return elements as floats of 64 bits."""
-        return self.program.widened(self.values(at, lanes))
-
-
 @functools.cache
 def sums_of_tiles(kinds: tuple[str, ...], is_single: bool) -> Callable[..., None]:
-    """Return the compiled first program.
+    """Return the compiled program.
 
     Parameters
     ----------
@@ -121,11 +68,9 @@ def sums_of_tiles(kinds: tuple[str, ...], is_single: bool) -> Callable[..., None
         ``col_squares[tile, side, cols]``, all float64.
     """
     doubles = F64.as_pointer()
-    pointers = [_STORED[kind].as_pointer() for kind in kinds]
-    program = Program("sums", [*pointers, I64, I64, I64, I64, doubles, doubles, doubles, doubles])
-    *starts, rows, cols, height, reach, room, raw, row_squares, col_squares = program.arguments
-    build = program.build
-    sides = [Side(program, kind, start) for kind, start in zip(kinds, starts, strict=True)]
+    program = Program("sums", [*pointers_to(kinds), I64, I64, I64, I64, doubles, doubles, doubles, doubles])
+    *_, rows, cols, height, reach, room, raw, row_squares, col_squares = program.arguments
+    build, sides = program.build, sides_of(program, kinds)
 
     def one(at: Value) -> None:
         top = build.mul(at, height)
@@ -335,114 +280,3 @@ class _Tile:
         """Return the sum of lanes, halved until one is left."""
         program = self._program
         return program.halved(program.get(lanes, F64, LANES), program.build.fadd)
-
-
-class Tally(IntEnum):
-    """Slots that the second program leaves for each tile."""
-
-    ZEROS_A = 0
-    TINY_A = 1
-    HUGE_A = 2
-    ZEROS_B = 3
-    TINY_B = 4
-    HUGE_B = 5
-    CHANGED_NONZERO = 6
-
-
-@functools.cache
-def tallies_of_tile(kinds: tuple[str, ...]) -> Callable[..., None]:
-    """Return the compiled second program.
-
-    Parameters
-    ----------
-    kinds : tuple of str
-        As in `sums_of_tiles`.
-
-    Returns
-    -------
-    callable
-        ``(sides…, size, bounds, tallies)``: the addresses of the elements of each side, how many there are, the
-        address of ``bounds[side, 2]`` (smallest normal and largest number, float64), and where ``tallies[len(Tally)]``
-        go, as float64.
-    """
-    doubles = F64.as_pointer()
-    pointers = [_STORED[kind].as_pointer() for kind in kinds]
-    program = Program("tallies", [*pointers, I64, doubles, doubles])
-    *starts, size, bounds, tallies = program.arguments
-    build = program.build
-    sides = [Side(program, kind, start) for kind, start in zip(kinds, starts, strict=True)]
-    slots = [number(i) for i in range(3 * len(sides))]
-    if len(sides) == 2:
-        slots.append(number(Tally.CHANGED_NONZERO))
-
-    def step(at: Value, state: Sequence[Value], lanes: int) -> Sequence[Value]:
-        values = [side.values(at, lanes) for side in sides]
-        masks = []
-        for i, value in enumerate(values):
-            size_ = program.magnitude(value)
-            zero = splat(value.type.element, lanes, 0.0)
-            tiny, huge = (
-                program.spread(build.load(build.gep(bounds, [number(2 * i + j)])), value.type) for j in range(2)
-            )
-            masks += [
-                build.fcmp_ordered("==", value, zero), build.fcmp_ordered("<", size_, tiny),
-                build.fcmp_ordered(">=", size_, huge),
-            ]  # fmt: skip
-        if len(values) == 2:
-            a, b = values if values[0].type == values[1].type else map(program.widened, values)
-            is_changed = build.fcmp_unordered("!=", a, b)
-            masks.append(build.and_(is_changed, build.fcmp_unordered("!=", b, splat(b.type.element, lanes, 0.0))))
-        return [program.counted(total, mask) for total, mask in zip(state, masks, strict=True)]
-
-    whole = build.and_(size, number(-WIDE))
-    wide = program.loop(
-        number(0), size, WIDE, [splat(I32, WIDE, 0)] * len(slots), lambda at, state: step(at, state, WIDE))  # fmt: skip
-    rest = program.loop(whole, size, 1, [splat(I32, 1, 0)] * len(slots), lambda at, state: step(at, state, 1))
-    for slot, one, other in zip(slots, wide, rest, strict=True):
-        total = build.add(program.halved(one, build.add), program.halved(other, build.add))
-        build.store(build.sitofp(total, F64), build.gep(tallies, [slot]))
-    return program.compiled()
-
-
-@functools.cache
-def place_of_difference(kinds: tuple[str, str]) -> Callable[..., None]:
-    """Return the compiled third program.
-
-    Parameters
-    ----------
-    kinds : tuple of str
-        As in `sums_of_tiles`.
-
-    Returns
-    -------
-    callable
-        ``(sides…, size, difference, place)``: the addresses of the elements of each side, how many there are, a
-        difference that is there, and the address of an int64 for the first place of that.
-    """
-    pointers = [_STORED[kind].as_pointer() for kind in kinds]
-    program = Program("place", [*pointers, I64, F64, I64.as_pointer()])
-    *starts, size, difference, place = program.arguments
-    build = program.build
-    a, b = (Side(program, kind, start) for kind, start in zip(kinds, starts, strict=True))
-
-    def step(at: Value, state: Sequence[Value], lanes: int) -> Sequence[Value]:
-        apart = program.magnitude(build.fsub(b.wide(at, lanes), a.wide(at, lanes)))
-        is_there = build.fcmp_ordered("==", apart, program.filled(difference, apart.type))
-        first, kind = state[0], vector(I64, lanes)
-        is_first = build.and_(is_there, build.icmp_signed("<", program.filled(at, kind), first))
-        return [build.select(is_first, program.filled(at, kind), first)]
-
-    def smaller(one: Value, other: Value) -> Value:
-        return build.select(build.icmp_signed("<", one, other), one, other)
-
-    nowhere = (1 << 63) - 1
-    whole = build.and_(size, number(-WIDE))
-    (wide,) = program.loop(
-        number(0), size, WIDE, [splat(I64, WIDE, nowhere)], lambda at, state: step(at, state, WIDE))  # fmt: skip
-    (rest,) = program.loop(whole, size, 1, [splat(I64, 1, nowhere)], lambda at, state: step(at, state, 1))
-    # A round notes where it began; its lane tells how far behind that the place is.
-    lanes = ir.Constant(vector(I64, WIDE), list(range(WIDE)))
-    is_noted = build.icmp_signed("<", wide, splat(I64, WIDE, nowhere))
-    places = build.select(is_noted, build.add(wide, lanes), wide)
-    build.store(smaller(program.halved(places, smaller), program.halved(rest, smaller)), place)
-    return program.compiled()

@@ -46,13 +46,13 @@ class BlockSide:
             self._values = self.dtype.decode(self.codes)
         return self._values
 
-    def at(self, places: NDArray[np.int64]) -> Array:
+    def at(self, places: NDArray[np.int64] | slice) -> Array:
         """Return elements at flat places: codes of few bits as they are, all others as floats.
 
         Floats are float32 where that is exact; complex numbers give their magnitudes.
         """
         if self.codes is not None and is_short(self.dtype):
-            return self.codes.reshape(-1)[places]
+            return np.asarray(self.codes.reshape(-1)[places])
         found = self.values.reshape(-1)[places]
         if found.dtype.kind == "c":
             return np.abs(found).astype(np.float64)

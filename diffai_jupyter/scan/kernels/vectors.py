@@ -15,8 +15,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 F64, F32 = ir.DoubleType(), ir.FloatType()
-I64, I32, I16 = ir.IntType(64), ir.IntType(32), ir.IntType(16)
-_BYTES = {"double": 8, "float": 4, "half": 2, "i64": 8, "i32": 4, "i16": 2}
+I64, I32, I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+_BYTES = {"double": 8, "float": 4, "half": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1}
 
 Value = Any
 """A value of the program that is being made."""
@@ -218,9 +218,16 @@ class Program:
 
     def magnitude(self, value: Value) -> Value:
         """Return the absolute values of a vector of floats."""
+        return self._intrinsic("fabs", value)
+
+    def rounded(self, value: Value) -> Value:
+        """Return a vector of floats rounded to whole numbers, ties to even."""
+        return self._intrinsic("roundeven", value)
+
+    def _intrinsic(self, name: str, value: Value) -> Value:
         kind = value.type
-        name = f"llvm.fabs.v{kind.count}{'f64' if kind.element == F64 else 'f32'}"
-        function = self.module.globals.get(name) or ir.Function(self.module, ir.FunctionType(kind, [kind]), name)
+        full = f"llvm.{name}.v{kind.count}{'f64' if kind.element == F64 else 'f32'}"
+        function = self.module.globals.get(full) or ir.Function(self.module, ir.FunctionType(kind, [kind]), full)
         return self.build.call(function, [value])
 
     def spread(self, value: Value, kind: ir.VectorType) -> Value:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffai_jupyter.errors import (
         ArgumentError,
         DiffaiError,
+        ExecutorError,
         GateError,
         MissingPackageError,
         SettingError,
@@ -26,6 +27,7 @@ _HOMES = {
     "ArgumentError": "errors",
     "Comparison": "comparison",
     "DiffaiError": "errors",
+    "ExecutorError": "errors",
     "GateError": "errors",
     "MissingPackageError": "errors",
     "SettingError": "errors",
@@ -41,6 +43,7 @@ __all__ = [
     "ArgumentError",
     "Comparison",
     "DiffaiError",
+    "ExecutorError",
     "GateError",
     "MissingPackageError",
     "SettingError",

@@ -38,6 +38,7 @@ Settings may also stand in diffai.toml or [tool.diffai] of pyproject.toml, and i
   diffai A B [flags]
   diffai demo [DIR]      make small real checkpoints in DIR and compare them (terminal only)
   diffai clean NOTEBOOK  repair notebooks that GitHub refuses for their widgets (terminal only)
+  diffai cache info      say what earlier runs have kept; cache clear removes it (terminal only)
   diffai config [flags]  print every setting, where it came from and what it takes (terminal only)
 """
 CLOSING = """\
@@ -170,7 +171,7 @@ def _read_flag(token: str, rest: Iterator[str | Live]) -> tuple[str, object]:
     if value is None or (not equals and isinstance(value, str) and value.startswith("--")):
         msg = f"The flag --{flag} needs a value: --{flag} {option.metavar}."
         raise ArgumentError(msg)
-    takes_object = option.kind in (Kind.OBJECT, Kind.CALLABLE)
+    takes_object = option.kind in (Kind.OBJECT, Kind.EXECUTOR, Kind.CALLABLE)
     return flag, value.value if isinstance(value, Live) and not takes_object else value
 
 

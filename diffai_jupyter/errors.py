@@ -7,6 +7,7 @@
     │   └── FormatError        its bytes break the rules of their format
     ├── ArgumentError          a flag, a name or a value that was typed is wrong
     │   └── SettingError       a setting is unknown or out of its range
+    ├── ExecutorError          the workers of --executor cannot be reached, or do not finish their work
     ├── MissingPackageError    an optional package is needed for what was asked
     └── GateError              a condition of --fail-on holds, or cannot be known
 
@@ -54,6 +55,10 @@ class ArgumentError(DiffaiError):
 
 class SettingError(ArgumentError):
     """A setting is unknown or out of its range."""
+
+
+class ExecutorError(DiffaiError):
+    """The workers of ``--executor`` cannot be reached, or do not finish their work."""
 
 
 class MissingPackageError(DiffaiError):

@@ -99,7 +99,7 @@ REASONS: Mapping[str, Reason] = {
         Reason("CONFOUNDED", "More than one thing differs, so the effect cannot be attributed."),
         Reason("ALL_NONFINITE", "No finite value is left to compare."),
         Reason("ZERO_REFERENCE", "A is all zeros, so a ratio to it has no meaning."),
-        Reason("TIME_BUDGET", "The time budget ended first."),
+        Reason("TIME_BUDGET", "The time budget ended first.", "Give a longer --time-budget, or none."),
         Reason("INTERRUPTED", "The run was interrupted."),
         Reason("NOT_READ", "Only headers were read.", "Ask for an analysis that reads values, or for none."),
         Reason("NOT_COUNTED", "The factors of an adapter do not tell how many elements of their product changed."),

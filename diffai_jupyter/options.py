@@ -31,7 +31,9 @@ class Kind(Enum):
     NAME = ("a variable name", "NAME")
     PAIRS = ("KEY=VALUE", "KEY=VALUE")
     OBJECT = ("a path, an address or a Python object", "X")
+    EXECUTOR = ("threads, processes, tcp://HOST:PORT of a Dask scheduler, or an executor of the notebook", "X")
     CALLABLE = ("a function, or in a terminal MODULE:FUNCTION", "FUNCTION")
+    DURATION = ("a time above zero, such as 90s, 5m or 1h", "TIME")
 
     def __init__(self, words: str, metavar: str) -> None:
         self.words, self.metavar = words, metavar
@@ -100,6 +102,8 @@ class Option:
 
 FORMS = ("text", "json", "yaml", "html", "markdown", "comment", "csv", "csv-values")
 LANGUAGES = ("en", "ja")
+EXECUTORS = ("threads", "processes")
+"""Words that --executor takes besides addresses and objects."""
 REPORT_TYPES = ("comprehensive", "summary", "technical")
 ORDERS = ("rel", "abs", "energy", "max", "frac", "role_z")
 
@@ -136,8 +140,11 @@ OPTIONS: Mapping[str, Option] = {
         Option("fail_on", None, Kind.TEXT, "Fail when one of these conditions holds: KEY>=VALUE, …"),
         Option("align", False, Kind.FLAG, "Put the hidden units of B into the order of A's before comparing."),
         Option("spectral", False, Kind.FLAG, "Fit power laws to the spectra of the matrices (with --change-summary)."),
+        Option("time_budget", None, Kind.DURATION, "Leave out costly results that are not there after TIME, as 60s."),
         Option("timings", False, Kind.FLAG, "Show how long each stage took."),
         Option("workers", None, Kind.INTEGER, "Read with N workers (default: chosen).", low=1),
+        Option("executor", None, Kind.EXECUTOR, "Read on threads, processes or a Dask cluster (default: threads)."),
+        Option("verify", False, Kind.FLAG, "Reuse kept results only after reading the files through."),
         Option("set", (), Kind.PAIRS, "Set the threshold KEY (FLAG.KEY where KEY alone is not unique)."),
     )
 }
@@ -148,7 +155,7 @@ PATH_FLAGS: Mapping[str, str] = {
 }
 """Flags of analyses that take ``=PATH``, and what is written there, for the help text."""
 
-LATER = ("base", "executor", "time-budget")
+LATER = ("base",)
 """Flags that are planned but not built yet."""
 
 Layer = tuple[str, Mapping[str, object]]
@@ -302,6 +309,20 @@ def _read_number(option: Option, given: object) -> float | int:
     return value
 
 
+def _read_duration(option: Option, given: object) -> float:
+    """Return seconds."""
+    text = given if isinstance(given, str) else str(given) if _is_plain_number(given) else ""
+    found = _DURATION.fullmatch(text)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise _Refused(option.kind.words)
+    return seconds
+
+
+def _is_plain_number(given: object) -> bool:
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
 def _range(option: Option) -> str:
     return f"in [{option.low:g}, {'inf)' if option.high is None else f'{option.high:g}]'}"
 
@@ -347,7 +368,7 @@ def _read_pairs(option: Option, given: object) -> tuple[str, ...]:
 def _read_object(option: Option, given: object) -> Live:
     found = given if isinstance(given, Live) else Live(given, _name_of(given))
     is_text = isinstance(found.value, str)
-    is_right = bool(found.value) if is_text else option.kind is Kind.OBJECT or callable(found.value)
+    is_right = bool(found.value) if is_text else option.kind is not Kind.CALLABLE or callable(found.value)
     if not is_right:
         raise _Refused(option.kind.words)
     return found
@@ -361,15 +382,20 @@ def _name_of(given: object) -> str:
     return name if isinstance(name, str) else type(given).__name__
 
 
+_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(s|m|h|)\s*")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
 _READ: Mapping[Kind, Callable[[Option, object], Any]] = {
     Kind.FLAG: _read_flag,
     Kind.INTEGER: _read_number,
     Kind.NUMBER: _read_number,
+    Kind.DURATION: _read_duration,
     Kind.TEXT: _read_text,
     Kind.CHOICE: _read_choice,
     Kind.PATTERN: _read_pattern,
     Kind.NAME: _read_name,
     Kind.PAIRS: _read_pairs,
     Kind.OBJECT: _read_object,
+    Kind.EXECUTOR: _read_object,
     Kind.CALLABLE: _read_object,
 }

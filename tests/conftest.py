@@ -55,6 +55,8 @@ def no_settings_of_the_developer() -> Iterator[None]:
         for variable in [name for name in os.environ if name.startswith("DIFFAI_")]:
             patch.delenv(variable)
         patch.setenv("DIFFAI_CONFIG", "0")
+        # What one test computes is not to be found by another; those of the cache have folders of their own.
+        patch.setenv("DIFFAI_CACHE", "0")
         yield
 
 

@@ -27,7 +27,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 OF_OTHER_COMMANDS = ("repo", "body-file", "check")
-SUBCOMMANDS = ("demo", "config", "clean")
+SUBCOMMANDS = ("demo", "config", "clean", "cache")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))))
 TRANSLATED = tuple(page for page in PAGES if page.endswith(".ja.md"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffai_jupyter import __version__
 from diffai_jupyter.arguments import NOTEBOOK_ONLY, Asked, Call, help_text, parse
+from diffai_jupyter.cli.cache import run_cache
 from diffai_jupyter.cli.clean import run_clean
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.options import OPTIONS
@@ -57,6 +58,8 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         return _run_demo(words[1:]), ""
     if words and words[0] == "clean":
         return (0, help_text()) if {"-h", "--help"} & set(words) else run_clean(words[1:])
+    if words and words[0] == "cache":
+        return (0, help_text()) if {"-h", "--help"} & set(words) else run_cache(words[1:])
     if words and words[0] == "config":
         words = _flags_of_config(words[1:])
     call = parse(words, configured())
@@ -72,19 +75,30 @@ def _run(words: Sequence[str]) -> tuple[int, str]:
         raise ArgumentError(msg)
     # Readers and the scan are not needed for --help.
     from diffai_jupyter.comparison import run_comparison
+    from diffai_jupyter.comparison.interrupted import Interrupted
     from diffai_jupyter.report.gate import gate_error
 
     a, b = call.sources
-    with ProgressLine(sys.stderr) as progress:
-        comparison = run_comparison(a, b, call.request, tick=None if settings["quiet"] else progress.tick)
+    try:
+        with ProgressLine(sys.stderr) as progress:
+            comparison = run_comparison(a, b, call.request, tick=None if settings["quiet"] else progress.tick)
+    except Interrupted as stopped:
+        # Another program would take a part for the whole.
+        if stopped.comparison is None or settings["quiet"] or settings["output"]:
+            raise
+        print("diffai: interrupted. This is what was known by then.", file=sys.stderr)
+        return EXIT_INTERRUPTED, stopped.comparison.to_text(color=_is_colored())
     if comparison.failures:
         print(f"diffai: {gate_error(comparison.failures)}", file=sys.stderr)
     if settings["quiet"]:
         return comparison.exit_code, ""
     if settings["output"] is None:
-        is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        return comparison.exit_code, comparison.to_text(color=is_colored)
+        return comparison.exit_code, comparison.to_text(color=_is_colored())
     return comparison.exit_code, comparison.written(settings["output"])
+
+
+def _is_colored() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _flags_of_config(words: Sequence[str]) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from diffai_jupyter.analyses import MARKDOWN_FLAG, ON_DRAFT, REPORT_FLAG
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.comparison.folders import FolderComparison
+from diffai_jupyter.comparison.interrupted import NOT_COMPARED, Interrupted, partial_comparison
 from diffai_jupyter.comparison.single import Comparison
-from diffai_jupyter.errors import ArgumentError, DiffaiError
+from diffai_jupyter.errors import ArgumentError, DiffaiError, ExecutorError
 from diffai_jupyter.facts.alignment.alignment import aligned
 from diffai_jupyter.options import Request
 from diffai_jupyter.readers import local_folder, open_checkpoint, release
@@ -20,6 +22,7 @@ from diffai_jupyter.report.folders import FolderPair
 from diffai_jupyter.scan.merging import reconcile
 from diffai_jupyter.scan.pairing import Filters, pair_checkpoints
 from diffai_jupyter.scan.run import Run
+from diffai_jupyter.scan.workers.places import check_executor
 from diffai_jupyter.wording import show_name
 
 Tick = Callable[[str, int, int], None]
@@ -45,9 +48,14 @@ def run_comparison(
     ------
     SourceError
         If a checkpoint cannot be read.
+    ExecutorError
+        If the workers of ``--executor`` cannot be reached, or do not finish.
+    Interrupted
+        If the user stops it; it holds a report of what was known by then.
     """
     given = given_by(request.settings)
-    run = Run(workers=request.settings["workers"], tick=tick)
+    run = _run(request, tick)
+    run.begin(request.settings["time_budget"])
     try:
         with run.watch.stage("open"):
             first, second = open_checkpoint(a, names[0]), open_checkpoint(b, names[1])
@@ -67,6 +75,13 @@ def run_comparison(
     return comparison
 
 
+def _run(request: Request, tick: Tick | None) -> Run:
+    settings = request.settings
+    executor = settings["executor"] and settings["executor"].value
+    check_executor(executor, settings.source("executor"))
+    return Run(executor=executor, workers=settings["workers"], tick=tick, verifies=settings["verify"])
+
+
 def _compare_opened(
     first: Checkpoint, second: Checkpoint, request: Request, given: Given, run: Run
 ) -> Comparison:
@@ -82,10 +97,15 @@ def _compare_opened(
     if pair.left_out and not pair.tensors:
         msg = f"No tensor is left: {show_name(pair.left_out[0][1])} leaves out all {len(pair.left_out)}."
         raise ArgumentError(msg)
-    comparison = Comparison(pair, request)
-    # Its facts can be asked for later, when whoever watched the progress has put something else in its place.
-    run.tick = None
-    return comparison
+    try:
+        return Comparison(pair, request)
+    except KeyboardInterrupt:
+        run.tick = None
+        raise Interrupted(partial_comparison(pair, request), pair) from None
+    finally:
+        # Its facts can be asked for later, when whoever watched the progress has put something else in its place, and
+        # nobody waits for the whole report.
+        run.tick = run.seconds = None
 
 
 def _trees(a: object, b: object) -> tuple[Tree, Tree] | None:
@@ -115,15 +135,29 @@ def _compare_trees(a: Tree, b: Tree, request: Request, given: Given, tick: Tick 
     children: dict[str, Comparison] = {}
     same, unread = [], []
     refusal: ArgumentError | None = None
+    is_stopped = False
+    budget, start = request.settings["time_budget"], time.monotonic()
     for i, (unit_a, unit_b) in enumerate(matched.pairs):
         name = unit_a.name if unit_a.name == unit_b.name else f"{unit_a.name} → {unit_b.name}"
+        if is_stopped:
+            unread.append((name, NOT_COMPARED))
+            continue
         counted = tick and _counted(tick, f"{i + 1} of {len(matched.pairs)}")
         try:
-            run = Run(workers=request.settings["workers"], tick=counted)
+            run = _run(request, counted)
+            if budget is not None:
+                # What is left, shared out evenly.
+                run.begin(max(0.0, budget - (time.monotonic() - start)) / (len(matched.pairs) - i))
             children[name] = _compare_opened(a.open(unit_a), b.open(unit_b), of_each, given, run)
         except ArgumentError as error:
             # The filter leaves nothing of this pair: it was not asked about.
             refusal = error
+        except ExecutorError:
+            # It would be no better for the others.
+            raise
+        except KeyboardInterrupt:
+            is_stopped = True
+            unread.append((name, NOT_COMPARED))
         except DiffaiError as error:
             if are_same(a, unit_a, b, unit_b):
                 same.append(name)
@@ -137,7 +171,10 @@ def _compare_trees(a: Tree, b: Tree, request: Request, given: Given, tick: Tick 
         matched.only_a, matched.only_b, left_out(a, b),
         tuple(flag for flag in ON_DRAFT if flag in request.analyses and flag not in request.paths),
     )
-    return FolderComparison(found, children, request)
+    comparison = FolderComparison(found, children, request)
+    if is_stopped:
+        raise Interrupted(comparison if children else None)
+    return comparison
 
 
 def _counted(tick: Tick, which: str) -> Tick:

@@ -24,6 +24,8 @@ from diffai_jupyter.render.translation import translated
 from diffai_jupyter.report.drafting import finish
 from diffai_jupyter.report.gate import conditions_of, failures_of, judge
 from diffai_jupyter.report.layout import TIMINGS, lay_out, title_of
+from diffai_jupyter.report.remembered import kept_charts
+from diffai_jupyter.report.time_budget import with_what_is_left
 from diffai_jupyter.report.writing import write_report
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import close_matches, show_name
@@ -55,7 +57,8 @@ class Comparison(Exports):
         if request.settings["fail_on"]:
             report = replace(report, gate=judge(conditions_of(request.settings["fail_on"]), report))
         with pair.run.watch.stage("report"):
-            report = finish(report, request, self._charts, self._images)
+            charts = self._charts
+            report = finish(with_what_is_left(report, pair.run), request, charts, self._images)
         self.report: Report = replace(report, timings=self._timings())
 
     def _timings(self) -> tuple[tuple[str, float], ...]:
@@ -70,7 +73,7 @@ class Comparison(Exports):
         # Only now: drawing asks for facts that a plain comparison does not need.
         from diffai_jupyter.analyses.shown.pictures import all_charts
 
-        return all_charts(self.pair)
+        return kept_charts(self.pair, lambda: all_charts(self.pair))
 
     def _images(self, document: Document) -> dict[str, str] | None:
         path = self._request.paths.get(MARKDOWN_FLAG)

@@ -18,7 +18,8 @@ Answer = TypeVar("Answer")
 def fact(compute: Callable[Concatenate[Pair, Given], Answer]) -> Callable[Concatenate[Pair, Given], Answer]:
     """Remember what a function says of a pair, by its arguments.
 
-    What raises is not remembered. ``give(pair, function, answer)`` puts an answer in by hand.
+    What raises is not remembered, nor what the time budget cut short. ``give(pair, function, answer)`` puts an answer
+    in by hand.
     """
 
     @functools.wraps(compute)

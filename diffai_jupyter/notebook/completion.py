@@ -10,8 +10,9 @@ from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from diffai_jupyter.options import OPTIONS, Kind
+from diffai_jupyter.options import EXECUTORS, OPTIONS, Kind
 from diffai_jupyter.report.request import known_flags
+from diffai_jupyter.scan.workers.places import is_executor
 
 SUFFIXES = (
     *(".safetensors", ".safetensors.index.json", ".pt", ".pth", ".ckpt", ".bin", ".bin.index.json"),
@@ -61,11 +62,13 @@ class Completions:
             yield from ((word, "value") for word in option.choices if word.startswith(token))
         elif option is not None and option.kind is Kind.NAME:
             yield from ((name, "variable") for name in self._names() if name.startswith(token))
-        elif option is None or option.kind in (Kind.FLAG, Kind.OBJECT, Kind.CALLABLE):
+        elif option is None or option.kind in (Kind.FLAG, *_FITS):
             kind = Kind.FLAG if option is None else option.kind
+            if kind is Kind.EXECUTOR:
+                yield from ((word, "value") for word in EXECUTORS if word.startswith(token))
             is_quoted = typed[: len(typed) - len(token)].endswith(_QUOTES)
             yield from ((name, "variable") for name in self._fitting(kind) if name.startswith(token))
-            if not current.startswith(("$", "{")):
+            if kind in _SUFFIXES_OF and not current.startswith(("$", "{")):
                 yield from ((path, "path") for path in paths(token, is_quoted, _SUFFIXES_OF[kind]))
 
     def _names(self) -> list[str]:
@@ -113,6 +116,7 @@ def is_plausible_log(value: object) -> bool:
 _FITS: Mapping[Kind, Callable[[object], bool]] = {
     Kind.FLAG: is_plausible_checkpoint,
     Kind.OBJECT: is_plausible_log,
+    Kind.EXECUTOR: is_executor,
     Kind.CALLABLE: lambda value: callable(value) and not isinstance(value, type),
 }
 

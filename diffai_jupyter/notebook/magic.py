@@ -13,7 +13,8 @@ from traitlets import Bool, Dict, Enum, Float, Int, TraitType, Unicode
 
 from diffai_jupyter import __version__
 from diffai_jupyter.arguments import NOTEBOOK_ONLY, Asked, Call, help_text, is_silenced, parse, split
-from diffai_jupyter.comparison import run_comparison
+from diffai_jupyter.comparison import Comparison, run_comparison
+from diffai_jupyter.comparison.interrupted import Interrupted
 from diffai_jupyter.comparison.shown import Shown
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.notebook.display import Written, emit, emit_text, emit_written
@@ -22,7 +23,7 @@ from diffai_jupyter.notebook.panel.place import Place
 from diffai_jupyter.notebook.progress import ProgressCell
 from diffai_jupyter.notebook.scope import Scope
 from diffai_jupyter.notebook.summary_cell import insert_cell, summary_markdown
-from diffai_jupyter.options import OPTIONS, Kind, Layer, Live, Request, check_option
+from diffai_jupyter.options import OPTIONS, Kind, Layer, Live, Request, Settings, check_option
 from diffai_jupyter.render.progress import ProgressLine
 from diffai_jupyter.report.configuration import configured
 from diffai_jupyter.report.gate import gate_error
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from diffai_jupyter.notebook.panel.live import Panel
 
 CONFIGURED = (
-    *("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers"),
-    *("context", "batch", "device", "report_type", "fail_on", "set"),
+    *("top", "sort_by", "ignore_keys_regex", "epsilon", "show_unchanged", "brief", "quiet", "workers", "executor"),
+    *("time_budget", "context", "batch", "device", "report_type", "fail_on", "set"),
 )
 
 
@@ -76,6 +77,8 @@ class DiffAI(Magics):  # type: ignore[misc]
     brief = _trait("brief")
     quiet = _trait("quiet")
     workers = _trait("workers")
+    executor = _trait("executor")
+    time_budget = _trait("time_budget")
     context = _trait("context")
     batch = _trait("batch")
     device = _trait("device")
@@ -144,9 +147,13 @@ class DiffAI(Magics):  # type: ignore[misc]
         is_silent = settings["quiet"] or is_silenced(text)
         (a, a_name), (b, b_name) = (scope.source(word) for word in call.sources)
         request = _resolved(call.request, scope)
-        with ProgressLine(sys.stderr) if self._is_terminal() else ProgressCell() as progress:
-            tick = None if is_silent else progress.tick
-            comparison = run_comparison(a, b, request, names=(a_name, b_name), tick=tick)
+        try:
+            with ProgressLine(sys.stderr) if self._is_terminal() else ProgressCell() as progress:
+                tick = None if is_silent else progress.tick
+                comparison = run_comparison(a, b, request, names=(a_name, b_name), tick=tick)
+        except Interrupted as stopped:
+            self._keep_part(stopped.comparison, settings, is_silent)
+            raise
         if settings["into"]:
             self.shell.user_ns[settings["into"]] = comparison
         if settings["summary_cell"]:
@@ -163,6 +170,15 @@ class DiffAI(Magics):  # type: ignore[misc]
             self.show(result)
             raise gate_error(comparison.failures)
         return result
+
+    def _keep_part(self, part: Comparison | None, settings: Settings, is_silent: bool) -> None:
+        """Show, and store where that was asked for, what was known when the user interrupted the cell."""
+        if part is None:
+            return
+        if settings["into"]:
+            self.shell.user_ns[settings["into"]] = part
+        if not is_silent:
+            self.show(part)
 
     def _refuse_in_terminal(self, request: Request) -> None:
         for key, instead in NOTEBOOK_ONLY.items():

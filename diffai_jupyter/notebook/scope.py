@@ -12,7 +12,7 @@ from typing import Any
 
 from diffai_jupyter.arguments import closing_brace
 from diffai_jupyter.errors import ArgumentError
-from diffai_jupyter.options import Kind, Live, Option
+from diffai_jupyter.options import EXECUTORS, Kind, Live, Option
 from diffai_jupyter.readers.sources.hub import hub_name
 from diffai_jupyter.wording import close_matches, show_name
 
@@ -81,9 +81,9 @@ class Scope:
         raise self._no_source(word)
 
     def given(self, word: Live, option: Option) -> Live:
-        """Return what the value of an option stands for: a file, else a variable; for a function, a variable.
+        """Return what the value of an option stands for: a file, else a variable; for what is called, a variable.
 
-        What is no text stays as it is, and so do addresses and ``MODULE:FUNCTION``.
+        What is no text stays as it is, and so do addresses, ``MODULE:FUNCTION`` and the words of ``--executor``.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class Scope:
             If there is neither a file nor a variable of that name.
         """
         text = word.value
-        if not isinstance(text, str):
+        if not isinstance(text, str) or (option.kind is Kind.EXECUTOR and text in EXECUTORS):
             return word
         path = os.path.expanduser(text)  # noqa: PTH111
         if option.kind is Kind.OBJECT and os.path.isfile(path):  # noqa: PTH113  (as in `source`)
@@ -100,8 +100,12 @@ class Scope:
         if self._is_variable(text):
             value = self._lookup(text)
             return Live(value, os.fsdecode(value) if isinstance(value, (str, os.PathLike)) else text)
-        if ("://" if option.kind is Kind.OBJECT else ":") in text or os.path.isdir(path):  # noqa: PTH112
+        if (":" if option.kind is Kind.CALLABLE else "://") in text or os.path.isdir(path):  # noqa: PTH112
             return word
+        if option.kind is Kind.EXECUTOR:
+            hint = close_matches(text, [*EXECUTORS, *self._variables()])
+            msg = f"There is no variable '{show_name(text)}'. The flag --{option.flag} takes {option.kind.words}.{hint}"
+            raise ArgumentError(msg)
         raise self._no_source(text, "no file and no variable" if option.kind is Kind.OBJECT else "no variable")
 
     def _is_variable(self, word: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from diffai_jupyter.errors import SettingError
 from diffai_jupyter.options import OPTIONS, Kind, Layer, Option
+from diffai_jupyter.store.place import CACHE, LIMIT
 from diffai_jupyter.wording import show_name
 
 PREFIX = "DIFFAI_"
@@ -21,12 +22,14 @@ THRESHOLDS: Mapping[str, str] = {
 
 OTHERS: Mapping[str, str] = {
     CONFIG_FILE: "The settings file to read; 0 reads none.",
-    "DIFFAI_CACHE": "Reserved: 0 will turn the cache off.",
+    CACHE: "0 keeps no results between runs; a folder keeps them there.",
+    LIMIT: "How much the cache may hold, such as 500MB or 4GB (1GB).",
+    "DIFFAI_KERNEL": "numpy or compiled: how the scan adds; compiled where llvmlite is installed.",
     "DIFFAI_PROGRESS": "0 shows no progress.",
     "DIFFAI_STATIC": "1 shows no widgets.",
     "DIFFAI_TIMEOUT": "Seconds to wait for the answer of a server.",
 }
-"""Variables that are read elsewhere, or not yet."""
+"""Variables that are read elsewhere."""
 
 _SWITCH: Mapping[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),

@@ -12,14 +12,16 @@ from diffai_jupyter.checkpoint.model import Training
 from diffai_jupyter.contract.declaration import Analysis, Reads
 from diffai_jupyter.contract.report import Coverage, Report, Side
 from diffai_jupyter.contract.result import Result
-from diffai_jupyter.evidence import Value, unknown
+from diffai_jupyter.evidence import Unknowable, Value, unknown
 from diffai_jupyter.facts import known_already
 from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.facts.training.metrics import ignored_metrics, reported_metrics
 from diffai_jupyter.options import Request
 from diffai_jupyter.report.change import describe_change, describe_headers
+from diffai_jupyter.report.remembered import kept_result
 from diffai_jupyter.report.rows import pairing_rows, tensor_rows
 from diffai_jupyter.report.settings import settings_of
+from diffai_jupyter.report.time_budget import without_result
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.wording import listed, say, show_name
 
@@ -54,13 +56,18 @@ def write_report(pair: Pair, request: Request) -> Report:
 def _run(analysis: Analysis[Any], pair: Pair, request: Request) -> Result:
     thresholds = thresholds_of(analysis, request)
 
-    def compute() -> Result:
+    def run() -> Result:
         with pair.run.watch.stage(analysis.flag):
-            return analysis.run(pair, thresholds)
+            try:
+                return analysis.run(pair, thresholds)
+            except Unknowable as stopped:
+                if stopped.reason != "TIME_BUDGET":
+                    raise
+                return without_result(analysis, stopped)
 
-    # What a clock cut short is not the same a second time.
-    if pair.run.seconds is not None:
-        return compute()
+    def compute() -> Result:
+        return kept_result(pair, analysis, thresholds, run)
+
     result: Result = pair.remember((RESULT, analysis.flag, tuple(thresholds.items())), compute)
     return result
 

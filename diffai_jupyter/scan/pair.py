@@ -172,8 +172,12 @@ class Pair:
     def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return the remembered answer for `key`, computing it the first time.
 
-        What raises is not remembered. A test puts facts into `memory` by hand.
+        What raises is not remembered, nor what the time budget cut short. A test puts facts into `memory` by hand.
         """
         if key not in self.memory:
-            self.memory[key] = compute()
+            stops = self.run.stops
+            answer = compute()
+            if self.run.stops != stops:
+                return answer
+            self.memory[key] = answer
         return self.memory[key]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
-from diffai_jupyter.checkpoint.tensor import Tensor
+import numpy as np
+
+from diffai_jupyter.scan.kernels import kernel_name
 from diffai_jupyter.scan.pair import Pair, PairedTensor
 from diffai_jupyter.scan.products import factored_stats
 from diffai_jupyter.scan.readings import settled
-from diffai_jupyter.scan.slabs import SlabSums, Task, finish, scan_unit
+from diffai_jupyter.scan.remembered import remembered
+from diffai_jupyter.scan.run import Run
+from diffai_jupyter.scan.slabs import SlabSums, Task, finish
+from diffai_jupyter.scan.slots import Edges
 from diffai_jupyter.scan.stats import Digest, TensorStats
-from diffai_jupyter.scan.tiles import Tiling
+from diffai_jupyter.scan.units import sides
+from diffai_jupyter.scan.units import tasks as tasks_of
+from diffai_jupyter.scan.workers.dispatch import Dispatch
+from diffai_jupyter.scan.workers.places import place_of
 
-UNIT_BYTES = 64 << 20
-UNIT_TENSORS = 256
+UNITS_A_WORKER = 4
+LEAST_UNIT = 4 << 20
 
 
 def stats(pair: Pair) -> tuple[TensorStats, ...]:
@@ -31,8 +40,7 @@ def stats(pair: Pair) -> tuple[TensorStats, ...]:
     SourceError
         If a file changes or ends while it is read.
     """
-    with pair.run.watch.stage("scan"):
-        found: tuple[TensorStats, ...] = pair.remember("stats", lambda: _scan(pair))
+    found: tuple[TensorStats, ...] = pair.remember("stats", lambda: remembered(pair, _timed))
     return found
 
 
@@ -55,90 +63,96 @@ def pair_of_one(pair: Pair, tensor: PairedTensor, record: TensorStats | None = N
     return one
 
 
+def _timed(pair: Pair) -> tuple[TensorStats, ...]:
+    nbytes = sum(side.nbytes for tensor in pair.tensors for side in (tensor.a, tensor.b) if side is not None)
+    with pair.run.watch.stage(f"scan ({kernel_name(nbytes)} kernel)"):
+        return _scan(pair)
+
+
 def _scan(pair: Pair) -> tuple[TensorStats, ...]:
     tensors = settled(pair)
-    finished: dict[int, list[TensorStats]] = {}
+    # What an interrupted pass has finished is not read again by the next one.
+    finished: dict[int, TensorStats] = pair.remember("scanned", dict)
+    factored: dict[int, list[TensorStats]] = {}
     tasks: list[Task] = []
     for i, tensor in enumerate(tensors):
-        for a, b in _sides(tensor):
+        if i in finished:
+            continue
+        for a, b in sides(tensor):
             record = factored_stats(a, b, tensor.name, pair.epsilon)
             if record is None:
-                tasks.extend(_tasks(i, tensor.name, a, b))
+                tasks.extend(tasks_of(i, tensor.name, a, b))
             else:
-                finished.setdefault(i, []).append(record)
+                factored.setdefault(i, []).append(record)
                 pair.run.report("adapters", i + 1, len(tensors))
-    total = sum(task.nbytes for task in tasks)
-    done = 0
-    open_slabs: dict[tuple[int, bool, bool], list[SlabSums]] = {}
-    run = pair.run
-    for unit, answers in _computed(run.executor, run.threads, _units(tasks), pair.epsilon, run.block_tiles):
-        for task, answer in zip(unit, answers, strict=True):
-            if isinstance(answer, SlabSums):
-                key = (task.index, task.a is None, task.b is None)
-                slabs = open_slabs.setdefault(key, [])
-                slabs.append(answer)
-                if len(slabs) < task.slabs:
-                    continue
-                answer = finish(task, open_slabs.pop(key))
-            finished.setdefault(task.index, []).append(answer)
-        done += sum(task.nbytes for task in unit)
-        run.report("scan", done, total)
-    return tuple(_joined(finished.get(i, [])) for i in range(len(tensors)))
+    for i, records in _computed(pair, tasks) if tasks else ():
+        finished[i] = _joined([*factored.pop(i, []), *records])
+    finished.update((i, _joined(records)) for i, records in factored.items())
+    del pair.memory["scanned"]
+    return tuple(finished[i] if i in finished else _joined([]) for i in range(len(tensors)))
 
 
-def _sides(tensor: PairedTensor) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Return what is read together: both sides where their grids are equal."""
-    a, b = tensor.a, tensor.b
-    if a is not None and b is not None and a.grid == b.grid:
-        return [(a, b)]
-    return [(one, other) for one, other in ((a, None), (None, b)) if one is not None or other is not None]
+def _computed(pair: Pair, tasks: list[Task]) -> Iterator[tuple[int, list[TensorStats]]]:
+    """Yield the index of each tensor and the records of its tasks, once the last slab of them is there."""
+    run, done, total = pair.run, 0, sum(task.nbytes for task in tasks)
+    left = Counter(task.index for task in tasks)
+    records: dict[int, list[TensorStats]] = {}
+    opened: dict[tuple[int, bool], _Slabs] = {}
+
+    def tell(has_workers: bool) -> None:
+        run.report("scan" if has_workers or done else "waiting for workers", done, total)
+
+    with place_of(run.executor, run.threads, run.workers) as place:
+        work = Dispatch(place, run.threads, pair.epsilon, run.block_tiles)
+        with closing(work.answers(tasks, _unit_bytes(run, total), tell)) as found:
+            tell(True)
+            for unit, answers in found:
+                for task, answer in zip(unit, answers, strict=True):
+                    key = task.index, task.a is None
+                    if isinstance(answer, SlabSums):
+                        slabs = opened.setdefault(key, _Slabs())
+                        slabs.add(task.slab, answer)
+                        if len(slabs.found) == task.slabs:
+                            answer = finish(task, opened.pop(key).in_order())
+                    if isinstance(answer, TensorStats):
+                        records.setdefault(task.index, []).append(answer)
+                    left[task.index] -= 1
+                    if not left[task.index]:
+                        yield task.index, records.pop(task.index)
+                done += sum(task.nbytes for task in unit)
+                run.report("scan", done, total)
 
 
-def _tasks(index: int, name: str, a: Tensor | None, b: Tensor | None) -> Iterator[Task]:
-    one = a or b
-    slabs = 1 if one is None else max(1, Tiling(*one.grid).slabs)
-    nbytes = sum(_weight(tensor) for tensor in (a, b) if tensor is not None) // slabs
-    for slab in range(slabs):
-        yield Task(index, name, a, b, slab, slabs, nbytes)
+class _Slabs:
+    """The slabs of one tensor that are there, whatever the order in which they came.
+
+    Each holds as many columns as the tensor has; they are added up as soon as the slabs before them are there.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[int, SlabSums] = {}
+        self._next = 0
+
+    def add(self, number: int, sums: SlabSums) -> None:
+        self.found[number] = sums
+        while self._next in self.found:
+            self._add_columns(self.found[0].edges, self.found[self._next])
+            self._next += 1
+
+    def _add_columns(self, first: Edges | None, following: SlabSums) -> None:
+        edges = following.edges
+        if first is None or edges is None or first is edges:
+            return
+        first.cols[:] += edges.cols
+        following.edges = Edges(edges.rows, np.broadcast_to(np.zeros(1), edges.cols.shape))
+
+    def in_order(self) -> list[SlabSums]:
+        return [self.found[number] for number in sorted(self.found)]
 
 
-def _weight(tensor: Tensor) -> int:
-    return max(tensor.nbytes, tensor.dtype.nbytes(tensor.size))
-
-
-def _units(tasks: Sequence[Task]) -> Iterator[list[Task]]:
-    """Bundle tasks to about 64 MiB, small tensors together."""
-    unit: list[Task] = []
-    size = 0
-    for task in tasks:
-        if unit and (size + task.nbytes > UNIT_BYTES or len(unit) >= UNIT_TENSORS):
-            yield unit
-            unit, size = [], 0
-        unit.append(task)
-        size += task.nbytes
-    if unit:
-        yield unit
-
-
-def _computed(
-    given: Executor | None, threads: int, units: Iterator[list[Task]], epsilon: float, block_tiles: int
-) -> Iterator[tuple[list[Task], list[TensorStats | SlabSums]]]:
-    """Yield units with their answers, in order, with a bounded number under way."""
-    executor = given or ThreadPoolExecutor(threads, thread_name_prefix="diffai-scan")
-    waiting: list[tuple[list[Task], Future[list[TensorStats | SlabSums]]]] = []
-    try:
-        for unit in units:
-            waiting.append((unit, executor.submit(scan_unit, unit, epsilon, block_tiles)))
-            if len(waiting) > threads:
-                first, future = waiting.pop(0)
-                yield first, future.result()
-        for unit, future in waiting:
-            yield unit, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-        if given is None:
-            executor.shutdown(wait=True, cancel_futures=True)
+def _unit_bytes(run: Run, total: int) -> int:
+    """Return about how many bytes a unit goes through: less where there would be too few for the workers."""
+    return min(run.unit_bytes, max(LEAST_UNIT, total // (UNITS_A_WORKER * run.threads)))
 
 
 def _joined(parts: list[TensorStats]) -> TensorStats:

@@ -8,8 +8,6 @@ to rounding of the products even where these are nearly equal. Golub & Van Loan 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +17,7 @@ from diffai_jupyter.checkpoint.dtypes import F64, Dtype
 from diffai_jupyter.checkpoint.quantized import Product
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.scan.digest import digest_of
-from diffai_jupyter.scan.one_thread import ONE_THREAD
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.ordered import Ordered
 from diffai_jupyter.scan.sample import sample_positions
 from diffai_jupyter.scan.slots import Both, Edges, Side, Vector, empty_both, empty_side, equal_sums
@@ -50,13 +48,6 @@ def factored_stats(a: Tensor | None, b: Tensor | None, name: str, epsilon: float
     if first is not a or second is not b or work <= MULTIPLICATIONS:
         return None
     return product_stats(first, second, name, epsilon)
-
-
-@contextmanager
-def plain_algebra() -> Iterator[None]:
-    """Run BLAS on one thread: its results then do not depend on the cores."""
-    with ONE_THREAD, np.errstate(all="ignore"):
-        yield
 
 
 def product_stats(

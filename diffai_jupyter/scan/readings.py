@@ -19,13 +19,16 @@ from diffai_jupyter.checkpoint.quantized import Quantized
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import RotaryPairs, Transposed
 from diffai_jupyter.scan.fitting import TRANSPOSED, is_turnable, why_not_compared
+from diffai_jupyter.scan.keeping import kept
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Reading
 from diffai_jupyter.scan.sample import seeded
+from diffai_jupyter.store.codec import Codec
 
 SAMPLED_ROWS = 16
 SAMPLED_COLS = 4096
 _ROTARY = "rotary pairs of GGUF put back"
 _GGUF = "gguf"
+_CODEC = Codec(())
 
 
 def with_readings(
@@ -47,10 +50,25 @@ def with_readings(
 
 def settled(pair: Pair) -> tuple[PairedTensor, ...]:
     """Return the tensors of a pair with each reading decided; reads a sample of rows where there are several."""
-    found: tuple[PairedTensor, ...] = pair.remember(
-        "settled", lambda: tuple(_settle(tensor) for tensor in pair.tensors)
-    )
+    found: tuple[PairedTensor, ...] = pair.remember("settled", lambda: _settled(pair))
     return found
+
+
+def _settled(pair: Pair) -> tuple[PairedTensor, ...]:
+    several = [tensor for tensor in pair.tensors if tensor.readings]
+    if not several:
+        return pair.tensors
+    counts = [len(tensor.readings) for tensor in several]
+    chosen = iter(
+        kept(pair, ("readings",), lambda: tuple(map(_choose, several)), _CODEC, lambda found: _is_choice(found, counts))
+    )
+    return tuple(_read_as(tensor, *next(chosen)) if tensor.readings else tensor for tensor in pair.tensors)
+
+
+def _is_choice(found: object, counts: list[int]) -> bool:
+    if not isinstance(found, tuple) or len(found) != len(counts):
+        return False
+    return all(0 <= best < count and isinstance(said, str) for (best, said), count in zip(found, counts, strict=True))
 
 
 def _with_readings(a: Checkpoint, b: Checkpoint, tensor: PairedTensor, turns: bool) -> PairedTensor:
@@ -103,21 +121,21 @@ def _joined(*words: str) -> str:
     return ", ".join(filter(None, words))
 
 
-def _settle(tensor: PairedTensor) -> PairedTensor:
-    """Choose the reading with the smallest difference on the sample; of equal ones the first."""
-    if not tensor.readings:
-        return tensor
+def _choose(tensor: PairedTensor) -> tuple[int, str]:
+    """Choose the reading with the smallest difference on the sample, of equal ones the first; say by how much."""
     errors = [_sampled_error(reading, tensor.name) for reading in tensor.readings]
     # A reading in which nothing could be compared never wins over one that was.
     best = min(range(len(errors)), key=lambda i: (math.isnan(errors[i]), errors[i], i))
-    chosen = tensor.readings[best]
     others = [error for i, error in enumerate(errors) if i != best and not math.isnan(error)]
-    how = chosen.words or "as stored"
     if math.isnan(errors[best]):
-        how += ": nothing in the sample is finite on both sides"
-    else:
-        how += f": relative difference {errors[best]:.2g}, otherwise {min(others):.2g}" if others else ""
+        return best, ": nothing in the sample is finite on both sides"
+    return best, f": relative difference {errors[best]:.2g}, otherwise {min(others):.2g}" if others else ""
+
+
+def _read_as(tensor: PairedTensor, best: int, said: str) -> PairedTensor:
+    chosen = tensor.readings[best]
     reason = why_not_compared(chosen.a, chosen.b, tensor.part)
+    how = (chosen.words or "as stored") + said
     return replace(tensor, a=chosen.a, b=chosen.b, how=how, reason=reason, readings=())
 
 

@@ -113,7 +113,7 @@ class _Gathering:
     def __init__(self, task: Task, tiling: Tiling, epsilon: float, room: Workspace) -> None:
         self._task, self._tiling = task, tiling
         dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (task.a, task.b))
-        self._kernel = kernel_for((dtypes[0], dtypes[1]), tiling.cols, epsilon, room, task.nbytes)
+        self._kernel = kernel_for((dtypes[0], dtypes[1]), tiling.line, epsilon, room, task.nbytes)
         self._room = room
         self._tiles: tuple[list[Vector], list[Vector], list[Vector]] = ([], [], [])
         self._positions = Sampling(task.name, tiling.rows * tiling.cols).between(*tiling.bounds(task.slab))
@@ -155,12 +155,12 @@ class _Gathering:
 
     def _read(self, tensor: Tensor, block: Block, side: int) -> BlockSide:
         room = self._room.bytes_for(side, block.size * tensor.dtype.bits // 8)
-        codes = tensor.codes_into(block.rows, block.cols, room)
-        return BlockSide(tensor.dtype, codes, tensor.read(block.rows, block.cols) if codes is None else None)
+        codes = block.read(lambda rows, cols: tensor.codes_into(rows, cols, room))
+        return BlockSide(tensor.dtype, codes, block.read(tensor.read) if codes is None else None)
 
     def _sample(self, block: Block, sides: tuple[BlockSide | None, BlockSide | None]) -> None:
         """Keep the sampled elements of a block; its elements lie one after the other in the tensor."""
-        start = block.rows[0] * self._tiling.cols + block.cols[0]
+        start = block.rows[0] * self._tiling.line + block.cols[0]
         first, last = np.searchsorted(self._positions, (start, start + block.size))
         inside = self._positions[first:last] - start
         for side, kept in zip(sides, self._samples, strict=True):

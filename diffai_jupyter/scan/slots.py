@@ -106,7 +106,7 @@ def merge_sides(parts: Sequence[Vector]) -> Vector:
     if parts:
         each = np.vstack(parts)
         if len(each) == 1:
-            return each[0]
+            return np.asarray(each[0])
         for slot in _SUMMED_SIDE:
             merged[slot] = _fsum(each[:, slot])
         merged[Side.MIN], merged[Side.MAX] = each[:, Side.MIN].min(), each[:, Side.MAX].max()
@@ -125,7 +125,7 @@ def merge_both(parts: Sequence[Vector]) -> Vector:
     if parts:
         each = np.vstack(parts)
         if len(each) == 1:
-            return each[0]
+            return np.asarray(each[0])
         for slot in _SUMMED_BOTH:
             merged[slot] = _fsum(each[:, slot])
         largest = each[:, Both.D_LARGEST]

@@ -8,15 +8,18 @@ give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from diffai_jupyter.checkpoint.dtypes import Array
 from diffai_jupyter.checkpoint.tensor import Span
 
 TILE_ELEMENTS = 1 << 17
 """Elements of a tile. With fewer, threads spend their time handing the interpreter lock to each other."""
 LANES = 64
 """Sums side by side to which the elements of a row, and the sums of columns, are added in turn."""
+FOLD = 2048
+"""A single row that is longer is summed as if it were broken into lines of this length, and what is left over."""
 SLAB_TILES = 128
 BLOCK_TILES = 4
 
@@ -42,6 +45,8 @@ class Tiling:
         Tiles of a slab: whole rows, unless a single row is longer.
     slabs : int
         Number of slabs; an empty grid has none.
+    line : int
+        Columns of the tiles: those of the grid, or `FOLD`.
     """
 
     rows: int
@@ -52,6 +57,7 @@ class Tiling:
     count: int = field(init=False)
     slab_tiles: int = field(init=False)
     slabs: int = field(init=False)
+    line: int = field(init=False)
 
     def __post_init__(self) -> None:
         width = min(self.cols, TILE_ELEMENTS)
@@ -60,7 +66,8 @@ class Tiling:
         count = across * -(-self.rows // height)
         slab_tiles = SLAB_TILES // across * across if 0 < across <= SLAB_TILES else SLAB_TILES
         found = {"height": height, "width": width, "across": across, "count": count, "slab_tiles": slab_tiles}
-        for key, value in {**found, "slabs": -(-count // slab_tiles)}.items():
+        line = FOLD if self.rows == 1 and self.cols > FOLD else self.cols
+        for key, value in {**found, "slabs": -(-count // slab_tiles), "line": line}.items():
             object.__setattr__(self, key, value)
 
     def bounds(self, slab: int) -> tuple[int, int]:
@@ -74,6 +81,9 @@ class Tiling:
 
     def blocks(self, slab: int, block_tiles: int = BLOCK_TILES) -> Iterator[Block]:
         """Yield the pieces in which a slab is read: whole tiles, side by side or one below the other."""
+        if self.line < self.cols:
+            yield from self._folded(*self.bounds(slab), block_tiles * TILE_ELEMENTS)
+            return
         first, last = slab * self.slab_tiles, min(self.count, (slab + 1) * self.slab_tiles)
         while first < last:
             row, col = divmod(first, self.across)
@@ -87,6 +97,17 @@ class Tiling:
                 yield Block((row, row + 1), cols, self.height, self.width)
             first += take
 
+    def _folded(self, start: int, stop: int, step: int) -> Iterator[Block]:
+        """Yield the pieces of a slab of a single row: lines below each other, and the rest as a line of its own."""
+        whole = start + (stop - start) // self.line * self.line
+        for at in range(start, whole, step):
+            end = min(whole, at + step)
+            lines = (at // self.line, end // self.line)
+            yield Block(lines, (0, self.line), TILE_ELEMENTS // self.line, self.line, (at, end))
+        if whole < stop:
+            line = whole // self.line
+            yield Block((line, line + 1), (0, stop - whole), 1, self.line, (whole, stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -98,12 +119,27 @@ class Block:
         First and one past the last.
     height, width : int
         Size of a full tile.
+    folded : tuple of int, optional
+        Where the elements of lines stand in the single row of the grid.
     """
 
     rows: Span
     cols: Span
     height: int
     width: int
+    folded: Span | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
+
+    def read(self, read: Callable[[Span, Span], Array | None]) -> Array | None:
+        """Return what ``read(rows, cols)`` gives of the grid, in the shape of the block."""
+        if self.folded is None:
+            return read(self.rows, self.cols)
+        found = read((0, 1), self.folded)
+        return None if found is None else found.reshape(self.shape)
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ GUIDES = (
     "guides/training.md",
     "guides/fine-tune.md",
     "guides/quantized.md",
+    "guides/cluster.md",
     "gate.md",
     "guides/share.md",
     "sharing.md",
@@ -27,13 +28,14 @@ GUIDES = (
 REFERENCE = (
     "reference/command-line.md",
     "settings.md",
+    "cache.md",
     "given.md",
     "formats.md",
     "output.md",
     "evidence.md",
     "policy.md",
 )
-BACKGROUND = ("method.md", "inside.md", "comparison.md", "architecture.md", "changelog.md")
+BACKGROUND = ("method.md", "inside.md", "comparison.md", "benchmarks.md", "architecture.md", "changelog.md")
 
 
 def navigation(pages: Path) -> list[dict[str, Any]]:

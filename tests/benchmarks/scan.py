@@ -1,131 +1,134 @@
-"""Speed and memory of the scan beside a plain read of the same bytes, in one run.
-
-    python tests/benchmarks/scan.py [--mib 800] [--threads 1 2] [--runs 3]
-
-Files are made in a temporary folder and read once before timing, so that they come from the page cache.
-Nothing is asserted: machines differ, and on a shared one only the ratios of one run mean something.
-"""
+"""The pass over two page-cached checkpoints, beside a plain read of the same bytes and beside torch."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import struct
-import subprocess
-import sys
-import tempfile
-import time
+import functools
+import importlib.util
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+from benchmarks.checkpoints import BASE, CHANGED, PRUNED, Network, copy, path_of, size_of, write, written
+from benchmarks.choices import Choices
+from benchmarks.encodings import BF16, ENCODINGS, F32, Encoding
+from benchmarks.measuring import Candidate, Measured, Tell, child, in_turn
+from benchmarks.page import mib, ratio, seconds, spread, table
 
-SIDE = 2048
-BUFFER = 4 << 20
+SAME = "identical"
+READ, READ_TOGETHER = "plain read", "plain read, a thread for each file"
+TORCH, TORCH_WHOLE = "torch in blocks, {}", "torch as usually written, {}"
+FIRST, LATER = "first pass of a process, {}", "{} kernel, {}"
+FULL, USUAL, WITHOUT_TORCH = "full", "usual", "without torch"
+TITLES = ("pass", "speed / plain read", "speed / torch in blocks", "GB/s", "seconds", "peak MiB", "of it loaded first")
+SHORT = ("stored as", "B is", "speed / plain read", "speed / torch in blocks", "first pass / plain read", "peak MiB")
 
-
-def main() -> None:
-    """Make the files, time, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--mib", type=int, default=800, help="size of each file")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runs", type=int, default=3)
-    asked = parser.parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}"
-    )
-    print(
-        f"files of {asked.mib} MiB, page-cached, median of {asked.runs} runs; GB/s of both files together\n"
-    )
-    print("| dtype | B is | threads | plain read | scan | scan / read | peak extra memory |")
-    print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for dtype in ("F32", "BF16"):
-            a = write(Path(folder) / f"a-{dtype}.safetensors", dtype, asked.mib, 0.0)
-            for word, noise in (("equal", 0.0), ("changed", 1e-3)):
-                b = write(Path(folder) / f"b-{dtype}.safetensors", dtype, asked.mib, noise)
-                for threads in asked.threads:
-                    print(row(dtype, word, a, b, threads, asked.runs), flush=True)
+Found = dict[str, Measured]
 
 
-def write(path: Path, dtype: str, mib: int, noise: float) -> Path:
-    """Write a file of square matrices; `noise` is added to each element."""
-    width = {"F32": 4, "BF16": 2}[dtype]
-    nbytes = SIDE * SIDE * width
-    count = max(1, (mib << 20) // nbytes)
-    header = json.dumps({
-        f"layers.{i}.weight": {"dtype": dtype, "shape": [SIDE, SIDE], "data_offsets": [i * nbytes, (i + 1) * nbytes]}
-        for i in range(count)
-    }).encode()  # fmt: skip
-    base = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32) * np.float32(0.02)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for i in range(count):
-            values = np.roll(base, i, axis=0)
-            if noise:
-                values = values + np.random.default_rng(i).standard_normal(
-                    base.shape, dtype=np.float32
-                ) * np.float32(noise)
-            codes = values if dtype == "F32" else ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
-            file.write(codes.tobytes())
-    return path
+def measure(choices: Choices, tell: Tell) -> str:
+    """Return a table of all cases in short, and one with everything for each."""
+    network = Network.of(choices.mib << 19)
+    short, whole = [], []
+    for encoding in ENCODINGS:
+        a = write(choices.folder / "a", network, encoding)
+        for title, b in _others(choices.folder / "b", network, encoding, a):
+            name = f"{encoding.title}, B is {title}"
+            told = functools.partial(_tell, tell, name)
+            found = case(a, b, how_much(encoding, title), choices, told)
+            nbytes = size_of(a, b)
+            short.append(row_in_short(encoding.title, title, found, choices))
+            rows = rows_of(found, nbytes, choices)
+            whole.append(f"### {name}\n\n{nbytes / 1e9:.2f} GB in both files.\n\n{table(TITLES, rows)}")
+            shutil.rmtree(b)
+        shutil.rmtree(a)
+    return "\n\n".join([table(SHORT, short), *whole])
 
 
-def row(dtype: str, word: str, a: Path, b: Path, threads: int, runs: int) -> str:
-    """Time plain reads and scans in turn."""
-    size = (a.stat().st_size + b.stat().st_size) / 1e9
-    plain(a, b)
-    reads, scans, peaks = [], [], []
-    for _ in range(runs):
-        reads.append(size / plain(a, b))
-        seconds, peak = scan(a, b, threads)
-        scans.append(size / seconds)
-        peaks.append(peak)
-    read, scanned = statistics.median(reads), statistics.median(scans)
-    cells = (dtype, word, threads, f"{read:.2f}", f"{scanned:.2f}", f"{scanned / read:.3f}", f"{max(peaks):.0f} MiB")
-    return f"| {' | '.join(map(str, cells))} |"
+def _others(folder: Path, network: Network, encoding: Encoding, a: Path) -> Iterator[tuple[str, Path]]:
+    """Yield what B is, and B."""
+    yield CHANGED, write(folder, network, encoding, CHANGED)
+    yield SAME, copy(a, folder)
+    if encoding is F32:
+        yield "A cast to BF16", write(folder, network, BF16, BASE)
+    if encoding is BF16:
+        yield "A with half of it zero", write(folder, network, encoding, PRUNED)
 
 
-def plain(*paths: Path) -> float:
-    """Return the seconds that reading the files into one buffer takes."""
-    buffer = bytearray(BUFFER)
-    start = time.perf_counter()
-    for path in paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return time.perf_counter() - start
+def _tell(tell: Tell, name: str, what: str) -> None:
+    tell(f"{name}: {what}")
 
 
-def scan(a: Path, b: Path, threads: int) -> tuple[float, float]:
-    """Return the seconds of the pass and its peak extra memory in MiB, in a process of its own."""
-    script = (
-        "import re, sys, time\n"
-        "from diffai_jupyter.readers import open_checkpoint\n"
-        "from diffai_jupyter.scan.pairing import pair_checkpoints\n"
-        "from diffai_jupyter.scan.passes import stats\n"
-        "from diffai_jupyter.scan.run import Run\n"
-        "a, b = (open_checkpoint(path) for path in sys.argv[1:3])\n"
-        "pair = pair_checkpoints(a, b, Run(workers=int(sys.argv[3])))\n"
-        # getrusage would also count what the parent held before it started this process.
-        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "before, start = peak(), time.perf_counter()\n"
-        "stats(pair)\n"
-        "print(time.perf_counter() - start, (peak() - before) / 1024)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(a), str(b), str(threads)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    seconds, peak = map(float, done.stdout.split())
-    return seconds, peak
+def how_much(encoding: Encoding, title: str) -> str:
+    """Return how much of a case is measured, so that all of them together take minutes."""
+    if title == SAME and encoding not in (F32, BF16):
+        return WITHOUT_TORCH
+    return FULL if title == CHANGED and encoding in (F32, BF16) else USUAL
 
 
-if __name__ == "__main__":
-    main()
+def case(a: Path, b: Path, extent: str, choices: Choices, tell: Tell) -> Found:
+    """Return what was measured with one pair; only of a full case with fewer threads, and with torch both ways."""
+    written(a, b)
+    files, most = (path_of(a), path_of(b)), choices.most_threads
+    candidates = [Candidate(READ, child("read", *files)), Candidate(FIRST.format(on(most)), child("scan", a, b, most))]
+    for kernel in kernels():
+        for threads in choices.threads if extent == FULL else (most,):
+            name, passes = LATER.format(kernel, on(threads)), 2 if kernel == "compiled" else 1
+            candidates.append(Candidate(name, child("scan", a, b, threads, passes), {"DIFFAI_KERNEL": kernel}))
+    if has_torch() and extent != WITHOUT_TORCH:
+        candidates.append(Candidate(TORCH.format(on(most)), child("torch_blocks", *files, most)))
+    if has_torch() and extent == FULL:
+        candidates.append(Candidate(TORCH_WHOLE.format(on(most)), child("torch_whole", *files, most)))
+    if extent == FULL:
+        candidates.append(Candidate(READ_TOGETHER, child("read_together", *files)))
+    return in_turn(candidates, choices.runs, tell)
+
+
+def kernels() -> tuple[str, ...]:
+    """Return the kernels that are there."""
+    return ("compiled", "numpy") if importlib.util.find_spec("llvmlite") else ("numpy",)
+
+
+def has_torch() -> bool:
+    """Say whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def on(threads: int) -> str:
+    """Return how many threads in words."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def figure_of(name: str) -> str:
+    """Return which figure of a candidate counts: a kernel by itself is measured where it is compiled already."""
+    return "again" if " kernel, " in name else "seconds"
+
+
+def time_of(found: Found, name: str) -> float:
+    """Return the seconds of a candidate; NaN where it was not measured."""
+    return found[name].median(figure_of(name)) if name in found else float("nan")
+
+
+def rows_of(found: Found, nbytes: int, choices: Choices) -> list[list[str]]:
+    """Return a row for each candidate of a case."""
+    read, torch = time_of(found, READ), time_of(found, TORCH.format(on(choices.most_threads)))
+    rows = []
+    for name, measured in found.items():
+        took = measured.all(figure_of(name))
+        middle = time_of(found, name)
+        speeds = spread([nbytes / 1e9 / second for second in took], ".2f")
+        rows.append([
+            measured.shown, ratio(read / middle), ratio(torch / middle), speeds, seconds(measured, figure_of(name)),
+            mib(measured.most()), mib(measured.most("loaded")),
+        ])  # fmt: skip
+    return rows
+
+
+def row_in_short(encoding: str, other: str, found: Found, choices: Choices) -> list[str]:
+    """Return the row of a case in the table of all."""
+    most = on(choices.most_threads)
+    ours, first = LATER.format(kernels()[0], most), FIRST.format(most)
+    read, torch, middle = time_of(found, READ), time_of(found, TORCH.format(most)), time_of(found, ours)
+    return [
+        encoding, other, ratio(read / middle), ratio(torch / middle), ratio(read / time_of(found, first)),
+        mib(found[ours].most()),
+    ]  # fmt: skip

@@ -24,6 +24,7 @@ from diffai_jupyter.contract.blocks import Facts, Heading, Sentence, Severity, T
 from diffai_jupyter.contract.declaration import Analysis, Field, Group, Reads, Thresholds, analysis
 from diffai_jupyter.contract.result import Result
 from diffai_jupyter.evidence import REASONS, Evidence, Value, measured
+from diffai_jupyter.report.remembered import CODEC
 from diffai_jupyter.report.request import request_of
 from diffai_jupyter.scan.pair import Pair
 
@@ -156,6 +157,15 @@ def test_same_input_gives_the_same_bytes_and_stays_as_it_was(name):
     assert bytes_of(sides) == before
     assert anew.written == forms(name).written
     schema_check()(json.loads(anew.json, parse_constant=pytest.fail))
+
+
+@each_pair
+def test_results_that_are_kept_come_back_as_they_were(name):
+    for result in forms(name).comparison.report.results.values():
+        written = CODEC.write(result)
+        found = CODEC.read(written)
+        assert repr(found) == repr(result)
+        assert CODEC.write(found) == written
 
 
 def headings(comparison: Comparison) -> list[str]:

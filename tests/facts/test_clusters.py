@@ -10,7 +10,8 @@ import pytest
 from builders import pair_of
 from embeddings import NAME, embedded, tokenizer
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from sklearn.cluster import KMeans
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import give
@@ -19,6 +20,7 @@ from diffai_jupyter.facts.embedding import partition as module
 from diffai_jupyter.facts.embedding.clusters import clusters, compared, matched, partitions
 from diffai_jupyter.facts.embedding.entities import entities
 from diffai_jupyter.facts.embedding.partition import Partition, crossed, jaccard, partition
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
 
 Points = NDArray[np.float64]
@@ -360,3 +362,19 @@ def test_jaccard_is_that_of_sets() -> None:
         first, second = set(np.flatnonzero(a == i)), set(np.flatnonzero(b == j))
         expected = len(first & second) / len(first | second) if first | second else 0.0
         assert likeness[i, j] == pytest.approx(expected)
+
+
+def test_openmp_is_limited_in_the_thread_that_computes():
+    KMeans(2, n_init=1).fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+    def of_openmp():
+        return {library["num_threads"] for library in ThreadpoolController().info() if library["user_api"] == "openmp"}
+
+    with threadpool_limits(2, user_api="openmp"):
+        before = of_openmp()
+        with plain_algebra():
+            assert of_openmp() == {1}
+            with plain_algebra():
+                pass
+            assert of_openmp() == {1}
+        assert of_openmp() == before

@@ -13,7 +13,7 @@ from scipy import stats
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts.change import power_law
 from diffai_jupyter.facts.change.power_law import PowerLaw, fit_power_law, power_laws, probability_of_fall
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.one_thread import plain_algebra
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from diffai_jupyter.facts.similarity.graph import clustering_of, jackknife
 from diffai_jupyter.facts.similarity.kernels import Inputs, Kernel
 from diffai_jupyter.facts.similarity.similarity import Similarity, similarity
 from diffai_jupyter.facts.similarity.streams import Joined, Stream, streams
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.readings import settled
 
 Array = np.ndarray

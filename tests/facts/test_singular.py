@@ -21,7 +21,7 @@ from diffai_jupyter.facts.change.singular import (
     singular_values,
     unit_scale,
 )
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.one_thread import plain_algebra
 
 
 def grid(values: np.ndarray) -> Grid:

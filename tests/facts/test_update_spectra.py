@@ -18,9 +18,9 @@ from diffai_jupyter.checkpoint.views import Transposed
 from diffai_jupyter.facts.change import update_spectra
 from diffai_jupyter.facts.change.spectra import update_ranks
 from diffai_jupyter.facts.change.update_spectra import Edge, UpdateSpectrum
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
 from diffai_jupyter.scan.pairing import pair_checkpoints
-from diffai_jupyter.scan.products import plain_algebra
 
 NAME = "layers.0.mlp.up_proj.weight"
 

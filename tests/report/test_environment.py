@@ -22,7 +22,8 @@ def test_each_option_has_a_variable():
     given = {
         Kind.FLAG: ("Yes", True), Kind.INTEGER: ("7", 7), Kind.NUMBER: ("0.25", 0.25), Kind.TEXT: ("h100", "h100"),
         Kind.PATTERN: ("^x", "^x"), Kind.NAME: ("found", "found"), Kind.OBJECT: ("log.csv", Live("log.csv", "log.csv")),
-        Kind.CALLABLE: ("m:f", Live("m:f", "m:f")),
+        Kind.CALLABLE: ("m:f", Live("m:f", "m:f")), Kind.EXECUTOR: ("processes", Live("processes", "processes")),
+        Kind.DURATION: ("5m", 300.0),
         Kind.PAIRS: ("psi_critical=2, dominant_share=0.7", ("psi_critical=2", "dominant_share=0.7")),
     }  # fmt: skip
     for variable, option in option_variables().items():

@@ -345,7 +345,8 @@ def test_nan_of_both_sides_is_a_warning():
 def test_timings_list_the_stages_and_stay_out_of_exports() -> None:
     found = compare(base(), moved(3), timings=True, change_summary=True, markdown_output=True)
     rows = table(found, "Seconds by stage").rows
-    assert {"scan", "pair", "open", "change-summary"} <= {row[0] for row in rows}
+    assert {"pair", "open", "change-summary"} <= {row[0] for row in rows}
+    assert any(row[0] in ("scan (numpy kernel)", "scan (compiled kernel)") for row in rows)
     assert rows[0] == ("all", pytest.approx(sum(row[1] for row in rows[1:]), abs=0.5), 100.0)
     assert json.loads(found.to_json())["timings"].keys() == dict(found.report.timings).keys()
     assert "Seconds by stage" not in found.to_markdown()
@@ -357,7 +358,7 @@ def test_timings_list_the_stages_and_stay_out_of_exports() -> None:
 def test_every_option_of_show_is_tried_here() -> None:
     shown: set[str] = {"top", "brief", "show_unchanged", "show_pairing", "show_config", "stats", "timings"}
     others: dict[str, Any] = dict.fromkeys(("sort_by", "path", "ignore_keys_regex", "epsilon", "set"))
-    elsewhere = {"output", "into", "quiet", "workers", "report_type", "fail_on"}
+    elsewhere = {"output", "into", "quiet", "workers", "executor", "verify", "time_budget", "report_type", "fail_on"}
     elsewhere |= {"history", "metrics_a", "metrics_b", "evaluate", "steps", "optimizer", "lr"}
     elsewhere |= {"context", "batch", "device", "align", "spectral", "lang", "panel", "summary_cell"}
     assert set(OPTIONS) == shown | set(others) | elsewhere

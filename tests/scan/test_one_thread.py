@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from diffai_jupyter.scan.one_thread import OneThread
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.one_thread import OneThread, plain_algebra
 
 
 def threads():
@@ -42,4 +43,24 @@ def test_an_error_frees_the_threads(two):
 
     with pytest.raises(RuntimeError):
         fail()
+    assert threads() == two
+
+
+def test_any_thread_limits_and_the_last_one_frees(two):
+    def compute(known):
+        with plain_algebra():
+            known.append(threads())
+
+    def in_thread():
+        found = []
+        thread = threading.Thread(target=compute, args=(found,))
+        thread.start()
+        thread.join()
+        return set(found[0].values())
+
+    with plain_algebra():
+        assert in_thread() == {1}
+    assert threads() == two
+    # One that another thread has limited before, too.
+    assert in_thread() == {1}
     assert threads() == two

@@ -10,15 +10,18 @@ import numpy as np
 from diffai_jupyter.checkpoint.model import Checkpoint, Note
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.checkpoint.views import Reordered
-from diffai_jupyter.evidence import Unknowable, if_known
+from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact, give, known_already
 from diffai_jupyter.facts.alignment.groups import Couple, Group, groups
 from diffai_jupyter.facts.alignment.matching import Orders, match, reordered
+from diffai_jupyter.scan.keeping import kept
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.readings import settled
+from diffai_jupyter.store.codec import Codec
 from diffai_jupyter.wording import plural
 
+_NO_TIME = "--align: the time was up before the order of hidden units was known, so B is compared as stored"
 _NOTHING = "--align: A and B share no hidden units whose order could be matched, so B is compared as stored"
 _IN_ORDER = "--align: {units} in {groups} of B stand in the order of A's already"
 _ALIGNED = (
@@ -95,6 +98,9 @@ class Alignment:
         return math.sqrt(self.aligned_squares / self.a_squares) if self.a_squares else 0.0
 
 
+_CODEC = Codec((AlignedGroup, Alignment))
+
+
 @fact
 def alignment(pair: Pair) -> Alignment:
     """Match the hidden units of B to those of A.
@@ -105,6 +111,10 @@ def alignment(pair: Pair) -> Alignment:
         ``NO_TARGET`` where there are no hidden units that A and B share: no group has its tensors on both sides, of
         equal shapes and in one arrangement.
     """
+    return kept(pair, ("alignment",), lambda: _matched(pair), _CODEC, lambda found: isinstance(found, Alignment))
+
+
+def _matched(pair: Pair) -> Alignment:
     couples = _couples(pair)
     found = groups(pair, couples)
     if not found:
@@ -121,9 +131,11 @@ def alignment(pair: Pair) -> Alignment:
 
 def aligned(pair: Pair) -> Pair:
     """Return the pair with B's hidden units in the order of A's; a note of B says what that did."""
-    found = if_known(lambda: alignment(pair))
-    if found is None:
-        return replace(pair, b=_with_note(pair.b, Note(_NOTHING, is_warning=True)))
+    try:
+        found = alignment(pair)
+    except Unknowable as miss:
+        why = _NO_TIME if miss.reason == "TIME_BUDGET" else _NOTHING
+        return replace(pair, b=_with_note(pair.b, Note(why, is_warning=True)))
     tensors = {name: _ordered(pair.b, name, found.orders) for name in pair.b.tensors}
     b = _with_note(replace(pair.b, tensors=tensors), _note(found))
     swapped = tuple(

@@ -77,6 +77,7 @@ def _assign(run: Run, group: Group, couples: Mapping[str, Couple], orders: Order
     for member in group.members:
         if not member.is_scored:
             continue
+        run.check()
         a, b = _units(run, couples[member.name], member, orders)
         is_equal = is_equal and np.array_equal(a, b)
         gain += a @ b.T

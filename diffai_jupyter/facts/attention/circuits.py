@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ from diffai_jupyter.facts.attention.layers import LayerPair, attention_pairs
 from diffai_jupyter.facts.attention.opening import Array64, OpenAttention
 from diffai_jupyter.facts.change.lineage import SHARED, is_independent
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 WHOLE = Heads(1, 1, 0, 0)
 """Asks for a layer as one head that has all its rows."""
@@ -102,11 +102,16 @@ def circuits(pair: Pair) -> tuple[LayerCircuits, ...]:
     if not pairs:
         raise Unknowable("NO_TARGET")
     is_apart = is_independent(pair)
-    with plain_algebra():
-        found = tuple(_compared(layer, is_apart) for layer in pair.run.each("attention heads", pairs))
+    work = pair.run.map("attention heads", pairs, lambda layer: _compared(layer, is_apart), nbytes=held_bytes)
+    found = tuple(work)
     if all(layer.reason for layer in found):
         raise Unknowable(found[0].reason, layers=len(found))
     return found
+
+
+def held_bytes(layer: LayerPair) -> int:
+    """Return about how much memory it takes to compare a layer: a part of each side, one of them twice."""
+    return 3 * max(side.nbytes for side in (layer.a, layer.b) if side is not None)
 
 
 def _compared(layer: LayerPair, is_apart: bool) -> LayerCircuits:
@@ -114,15 +119,45 @@ def _compared(layer: LayerPair, is_apart: bool) -> LayerCircuits:
     assert one is not None
     found = LayerCircuits(layer.key, (layer.a or one).name, one.block, one.is_cross)
     try:
-        sides, is_whole = open_both(layer)
-        compared = compare(*sides, is_apart)
+        compared = _joined(layer, is_apart)
     except Unknowable as miss:
         return replace(found, reason=miss.reason)
-    return replace(found, is_whole=is_whole, **compared._asdict())
+    return replace(found, is_whole=layer.reason == "NEEDS_CONFIG", **compared._asdict())
 
 
-def open_both(layer: LayerPair) -> tuple[tuple[OpenAttention, OpenAttention], bool]:
-    """Read both sides of a layer, and say whether as one head because heads are not known.
+def _joined(layer: LayerPair, is_apart: bool) -> Compared:
+    """Compare the parts of a layer, and put them together.
+
+    Raises
+    ------
+    Unknowable
+        As `open_both`; ``TOO_LARGE`` where heads would have to be matched that cannot be held together.
+    """
+    parts: list[Compared] = []
+    count = 0
+    for a, b in open_both(layer):
+        is_part = layer.b is not None and layer.b.heads.is_known and len(b.k) < layer.b.heads.value.shared
+        if is_part and is_apart:
+            raise Unknowable("TOO_LARGE", heads=layer.key)
+        found = compare(a, b, is_apart, is_in_order=is_part)
+        parts.append(found._replace(partners=tuple(partner + count for partner in found.partners)))
+        count += len(b.q)
+    if len(parts) == 1:
+        return parts[0]
+    joined = Compared(
+        any(part.is_moved for part in parts),
+        tuple(chain.from_iterable(part.qk for part in parts)),
+        tuple(chain.from_iterable(part.ov for part in parts)),
+        tuple(chain.from_iterable(part.partners for part in parts)),
+        sum(part.nonfinite for part in parts),
+    )
+    if not are_related(np.array(joined.qk)):
+        raise Unknowable("TOO_LARGE", heads=layer.key)
+    return joined
+
+
+def open_both(layer: LayerPair) -> Iterator[tuple[OpenAttention, OpenAttention]]:
+    """Read both sides of a layer, as many heads at a time as can be held; as one head where heads are not known.
 
     Raises
     ------
@@ -134,13 +169,14 @@ def open_both(layer: LayerPair) -> tuple[tuple[OpenAttention, OpenAttention], bo
     if layer.reason and layer.reason != "NEEDS_CONFIG":
         raise Unknowable(layer.reason)
     is_whole = layer.reason == "NEEDS_CONFIG"
-    a, b = (side.open_with(WHOLE if is_whole else side.heads.value) for side in (layer.a, layer.b))
-    for x, y in ((a.q, b.q), (a.k, b.k), (a.v, b.v)):
-        if x.shape[-1] != y.shape[-1]:
+    sides = (side.parts(WHOLE if is_whole else side.heads.value) for side in (layer.a, layer.b))
+    for a, b in zip(*sides, strict=True):
+        for x, y in ((a.q, b.q), (a.k, b.k), (a.v, b.v)):
+            if x.shape[-1] != y.shape[-1]:
+                raise Unknowable("SHAPE_MISMATCH")
+        if a.o.shape[:2] != b.o.shape[:2]:
             raise Unknowable("SHAPE_MISMATCH")
-    if a.o.shape[:2] != b.o.shape[:2]:
-        raise Unknowable("SHAPE_MISMATCH")
-    return (a, b), is_whole
+        yield a, b
 
 
 class Compared(NamedTuple):
@@ -153,7 +189,9 @@ class Compared(NamedTuple):
     nonfinite: int
 
 
-def compare(a: OpenAttention, b: OpenAttention, is_apart: bool = False) -> Compared:
+def compare(
+    a: OpenAttention, b: OpenAttention, is_apart: bool = False, is_in_order: bool = False
+) -> Compared:
     """Compare the heads of two layers of equal inputs, outputs and numbers of heads that query.
 
     Parameters
@@ -162,10 +200,12 @@ def compare(a: OpenAttention, b: OpenAttention, is_apart: bool = False) -> Compa
         The layers.
     is_apart : bool
         Whether they come from independent networks, so that equal numbers do not mean equal heads.
+    is_in_order : bool
+        Whether heads keep their numbers even where they have no counterpart so.
     """
     partners = tuple(range(len(b.q)))
     qk = _cosines(_scores(a), _scores(b), partners)
-    if is_apart or not are_related(qk):
+    if not is_in_order and (is_apart or not are_related(qk)):
         matched = _matched(_scores(a), _scores(b))
         again = _cosines(_scores(a), _scores(b), matched)
         if is_apart or are_related(again):
@@ -216,25 +256,34 @@ def _writes(layer: OpenAttention) -> Factors:
 
 
 def _cosines(a: Factors, b: Factors, partners: tuple[int, ...]) -> Array64:
-    """Return the cosine of each circuit of B with that of its partner in A."""
-    return np.array([cosine(a.head(partner), head) for partner, head in zip(partners, b.heads(), strict=True)])
+    """Return the cosine of each circuit of B with that of its partner in A.
+
+    Products of what heads share are made once for all of them.
+    """
+    known: dict[tuple[int, int], Array64] = {}
+    return np.array([
+        cosine(a.head(partner), head, known) for partner, head in zip(partners, b.heads(), strict=True)
+    ])
 
 
-def cosine(a: tuple[Array64, Array64], b: tuple[Array64, Array64]) -> float:
+def cosine(
+    a: tuple[Array64, Array64], b: tuple[Array64, Array64], known: dict[tuple[int, int], Array64] | None = None
+) -> float:
     """Return the cosine of ``a[0]' @ a[1]`` and ``b[0]' @ b[1]`` as vectors of their elements.
 
     Exactly 1 for equal factors, and for two products that are zero. NaN where one alone is zero, or one is not finite.
+    With `known`, see `inner`.
     """
     if not _is_finite(a, b):
         return math.nan
     if all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)):
         return 1.0
-    squares_a, squares_b = inner(a, a), inner(b, b)
+    squares_a, squares_b = inner(a, a, known), inner(b, b, known)
     if not squares_a and not squares_b:
         return 1.0
     if squares_a <= 0 or squares_b <= 0:
         return math.nan
-    found = inner(a, b) / (math.sqrt(squares_a) * math.sqrt(squares_b))
+    found = inner(a, b, known) / (math.sqrt(squares_a) * math.sqrt(squares_b))
     return min(1.0, max(-1.0, found)) if math.isfinite(found) else math.nan
 
 
@@ -242,9 +291,19 @@ def _is_finite(*circuits: tuple[Array64, Array64]) -> bool:
     return all(np.isfinite(factor).all() for factors in circuits for factor in factors)
 
 
-def inner(a: tuple[Array64, Array64], b: tuple[Array64, Array64]) -> float:
-    """Return the sum over all elements of ``(a[0]' @ a[1]) * (b[0]' @ b[1])``, without either product."""
-    return float(((a[0] @ b[0].T) * (a[1] @ b[1].T)).sum())
+def inner(
+    a: tuple[Array64, Array64], b: tuple[Array64, Array64], known: dict[tuple[int, int], Array64] | None = None
+) -> float:
+    """Return the sum over all elements of ``(a[0]' @ a[1]) * (b[0]' @ b[1])``, without either product.
+
+    With `known`, products of second factors are kept there by their places in memory, which heads share.
+    """
+    if known is None:
+        return float(((a[0] @ b[0].T) * (a[1] @ b[1].T)).sum())
+    key = a[1].ctypes.data, b[1].ctypes.data
+    if key not in known:
+        known[key] = a[1] @ b[1].T
+    return float(((a[0] @ b[0].T) * known[key]).sum())
 
 
 def _matched(a: Factors, b: Factors) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from diffai_jupyter.facts.attention.layers import Array64, AttentionLayer, Heads
 from diffai_jupyter.facts.embedding.tables import read_rows
 from diffai_jupyter.facts.network.attributes import TOWERS
 from diffai_jupyter.facts.network.behavior import Config
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.sample import seeded
 
 _OTHER_SCORES = ("relative_attention", "attention_window")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from diffai_jupyter.evidence import Unknowable, Value
@@ -18,7 +18,14 @@ from diffai_jupyter.facts.attention.matching import (
     matched,
     views_by_numbers,
 )
-from diffai_jupyter.facts.attention.opening import Array64, Cuts, OpenAttention, open_layer
+from diffai_jupyter.facts.attention.opening import (
+    Array64,
+    Cuts,
+    OpenAttention,
+    open_in_parts,
+    open_layer,
+    part_bytes,
+)
 from diffai_jupyter.facts.network.architecture import Structure, structure_a, structure_b
 from diffai_jupyter.facts.network.attributes import TOWERS
 from diffai_jupyter.scan.pair import Pair
@@ -49,6 +56,10 @@ class AttentionLayer:
         Reported by the configuration, else derived from shapes, else estimated; else unknown (``NEEDS_CONFIG``).
     open_with : callable
         Reads the matrices, cut into the given heads. One head of size zero asks for all rows as one head.
+    open_in_parts : callable, optional
+        Likewise, some consecutive heads at a time; without it a layer is one part.
+    nbytes : int
+        Memory that a part takes.
     """
 
     name: str
@@ -59,6 +70,12 @@ class AttentionLayer:
     layout: str
     heads: Value
     open_with: Callable[[Heads], OpenAttention]
+    open_in_parts: Callable[[Heads], Iterator[OpenAttention]] | None = None
+    nbytes: int = 0
+
+    def parts(self, heads: Heads) -> Iterator[OpenAttention]:
+        """Read the layer, as many heads at a time as can be held."""
+        return iter((self.open_with(heads),)) if self.open_in_parts is None else self.open_in_parts(heads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,10 +173,14 @@ def _layer(
     def opened(heads: Heads) -> OpenAttention:
         return open_layer(found, heads, pair.run, cuts)
 
+    def in_parts(heads: Heads) -> Iterator[OpenAttention]:
+        return open_in_parts(found, heads, pair.run, cuts)
+
     structure = structure_a(pair) if is_a else structure_b(pair)
     return AttentionLayer(
-        found.path, found.key, found.block, found.is_cross, _is_causal(found, structure), found.layout, heads, opened
-    )
+        found.path, found.key, found.block, found.is_cross, _is_causal(found, structure), found.layout, heads, opened,
+        in_parts, part_bytes(found, heads.value) if heads.is_known else pair.run.matrix_bytes,
+    )  # fmt: skip
 
 
 def _is_causal(found: Projections, structure: Structure) -> bool | None:

@@ -9,24 +9,29 @@ products of a head stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffai_jupyter.checkpoint.dtypes import Array
 from diffai_jupyter.checkpoint.pieces import FUSED, cut_qkv, is_interleaved
+from diffai_jupyter.checkpoint.tensor import Span, Tensor
 from diffai_jupyter.checkpoint.views import Interleaved
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts.attention.finding import Projections, Stored
 from diffai_jupyter.facts.attention.heads import Heads, heads_by_count
 from diffai_jupyter.facts.attention.norms import Norm
-from diffai_jupyter.scan.products import plain_algebra
-from diffai_jupyter.scan.run import Run
+from diffai_jupyter.scan.one_thread import plain_algebra
+from diffai_jupyter.scan.run import Run, blocks
 from diffai_jupyter.wording import show_name
 
 Array64 = NDArray[np.float64]
 Cuts = Mapping[str, Stored]
+
+PART_BYTES = 1 << 27
+"""Float64 of one side that is held at once, where a single head is not larger."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +82,67 @@ def open_layer(layer: Projections, heads: Heads, run: Run, cuts: Cuts | None = N
         return open_latent(layer, heads, run) if layer.is_latent else _open_plain(layer, heads, run, cuts)
 
 
-def _open_plain(layer: Projections, heads: Heads, run: Run, cuts: Cuts | None) -> OpenAttention:
+def open_in_parts(layer: Projections, heads: Heads, run: Run, cuts: Cuts | None = None) -> Iterator[OpenAttention]:
+    """Read a layer some heads at a time, as many as fit in 128 MiB: usually all.
+
+    Parameters
+    ----------
+    layer, heads, run, cuts
+        As in `open_layer`. One head of size zero is a single part.
+
+    Yields
+    ------
+    OpenAttention
+        Consecutive heads of keys and values with the heads that read them.
+
+    Raises
+    ------
+    Unknowable
+        As `open_layer`; ``TOO_LARGE`` where one head of keys and values is above the limit with those that read it.
+    """
+    own = _bytes_of_part(layer, heads)
+    step = min(PART_BYTES, run.matrix_bytes) // own if own else heads.shared
+    if not heads.size or step >= heads.shared:
+        yield open_layer(layer, heads, run, cuts)
+        return
+    if layer.is_hidden:
+        raise Unknowable("NOT_DEQUANTIZABLE")
+    if own > run.matrix_bytes:
+        raise Unknowable("TOO_LARGE", head=f"{own} bytes")
+    step = max(1, step)
+    spans = ((first, min(heads.shared, first + step)) for first in range(0, heads.shared, step))
+    if not layer.is_latent:
+        for span in spans:
+            run.check()
+            with plain_algebra():
+                found = _open_plain(layer, heads, run, cuts, span)
+            yield found
+        return
+    with plain_algebra():
+        latent = _Latent.of(layer, heads, run)
+    for span in spans:
+        run.check()
+        with plain_algebra():
+            found = latent.opened(span)
+        yield found
+
+
+def part_bytes(layer: Projections, heads: Heads) -> int:
+    """Return the bytes of float64 that a part of `open_in_parts` takes."""
+    return min(PART_BYTES, heads.shared * _bytes_of_part(layer, heads)) if heads.size else 0
+
+
+def _bytes_of_part(layer: Projections, heads: Heads) -> int:
+    """Return the bytes of float64 of one head of keys and values with the heads that read it."""
+    group = heads.count // max(1, heads.shared)
+    outputs = layer.weights["o"].tensor.grid[0] if "o" in layer.weights else 0
+    rows = (group + 1) * heads.size + heads.value_size
+    return 8 * (rows * (layer.inputs + 1) + group * heads.value_size * outputs)
+
+
+def _open_plain(
+    layer: Projections, heads: Heads, run: Run, cuts: Cuts | None, span: Span | None = None
+) -> OpenAttention:
     parts = (cuts or _cut(layer, heads)) if layer.is_fused else _separate(layer, heads)
     missing = [role for role in ("q", "k", "v") if role not in parts] + ["o"] * ("o" not in layer.weights)
     if missing:
@@ -90,12 +155,26 @@ def _open_plain(layer: Projections, heads: Heads, run: Run, cuts: Cuts | None) -
         raise Unknowable("SHAPE_MISMATCH", layer=show_name(layer.path))
     norms = layer.norms
     memory = norms.memory if layer.is_cross else norms.front
+    if span is None:
+        of_q = of_k = of_v = asked = None
+    else:
+        asked = _asking(heads, span)
+        of_q, of_k, of_v = _times(asked, heads.size), _times(span, heads.size), _times(span, heads.value_size)
     return OpenAttention(
-        scaled(affine(parts["q"], norms.front, run), norms.q).reshape(heads.count, heads.size, width),
-        scaled(affine(parts["k"], memory, run), norms.k).reshape(heads.shared, heads.size, own),
-        affine(parts["v"], memory, run).reshape(heads.shared, heads.value_size, own),
-        outputs(layer, heads, run),
+        scaled(affine(parts["q"], norms.front, run, of_q), norms.q, of_q, rows["q"]).reshape(-1, heads.size, width),
+        scaled(affine(parts["k"], memory, run, of_k), norms.k, of_k, rows["k"]).reshape(-1, heads.size, own),
+        affine(parts["v"], memory, run, of_v).reshape(-1, heads.value_size, own),
+        outputs(layer, heads, run, asked),
     )
+
+
+def _asking(heads: Heads, span: Span) -> Span:
+    """Return the heads that read some heads of keys and values."""
+    return _times(span, heads.count // heads.shared)
+
+
+def _times(span: Span, factor: int) -> Span:
+    return span[0] * factor, span[1] * factor
 
 
 def _separate(layer: Projections, heads: Heads) -> Cuts:
@@ -150,29 +229,72 @@ def open_latent(layer: Projections, heads: Heads, run: Run) -> OpenAttention:
         raise Unknowable("SHAPE_MISMATCH", layer=show_name(layer.path))
     if heads.count * heads.size * (layer.inputs + 1) * 8 > run.matrix_bytes:
         raise Unknowable("TOO_LARGE", shape=f"{heads.count * heads.size}x{layer.inputs + 1}")
-    norms = layer.norms
-    if "q_b" in layer.weights:
-        inner = scaled(affine(layer.weights["q_a"], norms.front, run), norms.q_a)
-        queries = _composed(layer.weights["q_b"], inner, run)
-    else:
-        queries = affine(layer.weights["q"], norms.front, run)
-    compressed = affine(layer.weights["kv_a"], norms.front, run)
-    rank, plain = len(compressed) - layer.rotated, heads.size - layer.rotated
-    latent = scaled(_of_unit_size(compressed[:rank], norms.kv_a), norms.kv_a)
-    keys = np.empty((heads.count, heads.size, compressed.shape[1]))
-    keys[:, plain:] = compressed[rank:]
-    if "k_b" in layer.weights:
-        # GGUF has the part of the keys turned, so that it can be multiplied with queries first.
-        turned = run.whole(layer.weights["k_b"].tensor).reshape(heads.count, rank, plain)
-        keys[:, :plain] = turned.transpose(0, 2, 1).astype(np.float64) @ latent
-        values = run.whole(layer.weights["v_b"].tensor).reshape(-1, rank).astype(np.float64) @ latent
-        values = values.reshape(heads.count, heads.value_size, -1)
-    else:
-        both = _composed(layer.weights["kv_b"], latent, run)
-        both = both.reshape(heads.count, plain + heads.value_size, -1)
-        keys[:, :plain], values = both[:, :plain], np.ascontiguousarray(both[:, plain:])
-    queries = queries.reshape(heads.count, heads.size, -1)
-    return OpenAttention(queries, keys, values, outputs(layer, heads, run))
+    return _Latent.of(layer, heads, run).opened((0, heads.count))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Latent:
+    """A layer of latent attention with what all its heads come out of.
+
+    Parameters
+    ----------
+    inner : ndarray of float64, optional
+        What queries come out of, shape (rank, inputs + 1); None where they have a projection of their own.
+    latent : ndarray of float64, shape (rank, inputs + 1)
+        What keys and values come out of.
+    positions : ndarray of float64, shape (rows, inputs + 1)
+        Rows of keys with positions.
+    """
+
+    layer: Projections
+    heads: Heads
+    run: Run
+    inner: Array64 | None
+    latent: Array64
+    positions: Array64
+
+    @classmethod
+    def of(cls, layer: Projections, heads: Heads, run: Run) -> _Latent:
+        if "o" not in layer.weights:
+            raise Unknowable("NO_TARGET", missing="o")
+        if heads_by_count(layer, heads.count) != heads:
+            raise Unknowable("SHAPE_MISMATCH", layer=show_name(layer.path))
+        norms = layer.norms
+        inner = None
+        if "q_b" in layer.weights:
+            inner = scaled(affine(layer.weights["q_a"], norms.front, run), norms.q_a)
+        compressed = affine(layer.weights["kv_a"], norms.front, run)
+        rank = len(compressed) - layer.rotated
+        latent = scaled(_of_unit_size(compressed[:rank], norms.kv_a), norms.kv_a)
+        return cls(layer, heads, run, inner, latent, compressed[rank:])
+
+    def opened(self, span: Span) -> OpenAttention:
+        """Multiply out some heads."""
+        weights, heads, run, rank = self.layer.weights, self.heads, self.run, len(self.latent)
+        count, plain = span[1] - span[0], heads.size - self.layer.rotated
+        of_q = _times(span, heads.size)
+        if self.inner is not None:
+            queries = _composed(weights["q_b"], self.inner, run, of_q)
+        else:
+            queries = affine(weights["q"], self.layer.norms.front, run, of_q)
+        keys = np.empty((count, heads.size, self.latent.shape[1]))
+        keys[:, plain:] = self.positions
+        if "k_b" in weights:
+            # GGUF has the part of the keys turned, so that it can be multiplied with queries first.
+            turned = self._of_heads(weights["k_b"].tensor, span).reshape(count, rank, plain)
+            keys[:, :plain] = turned.transpose(0, 2, 1) @ self.latent
+            values = self._of_heads(weights["v_b"].tensor, span).reshape(-1, rank) @ self.latent
+            values = values.reshape(count, heads.value_size, -1)
+        else:
+            both = _composed(weights["kv_b"], self.latent, run, _times(span, plain + heads.value_size))
+            both = both.reshape(count, plain + heads.value_size, -1)
+            keys[:, :plain], values = both[:, :plain], np.ascontiguousarray(both[:, plain:])
+        queries = queries.reshape(count, heads.size, -1)
+        return OpenAttention(queries, keys, values, outputs(self.layer, heads, run, span))
+
+    def _of_heads(self, tensor: Tensor, span: Span) -> Array64:
+        rows = _times(span, tensor.grid[0] // self.heads.count)
+        return np.asarray(_some(tensor, rows, self.run), dtype=np.float64)
 
 
 def _of_unit_size(rows: Array64, norm: Norm | None) -> Array64:
@@ -184,15 +306,23 @@ def _of_unit_size(rows: Array64, norm: Norm | None) -> Array64:
     return rows / size if size else rows
 
 
-def _composed(part: Stored, inner: Array64, run: Run) -> Array64:
-    """Return the product of a projection and an affine map, its bias added."""
-    found: Array64 = np.asarray(run.whole(part.tensor), dtype=np.float64) @ inner
+def _composed(part: Stored, inner: Array64, run: Run, rows: Span) -> Array64:
+    """Return the product of some rows of a projection and an affine map, its bias added."""
+    found: Array64 = np.asarray(_some(part.tensor, rows, run), dtype=np.float64) @ inner
     if part.bias is not None:
-        found[:, -1] += part.bias.read_all().reshape(-1)
+        found[:, -1] += part.bias.read_all().reshape(-1)[slice(*rows)]
     return found
 
 
-def affine(part: Stored, norm: Norm | None, run: Run) -> Array64:
+def _some(tensor: Tensor, rows: Span | None, run: Run) -> Array:
+    """Return some rows of a matrix, or all of them."""
+    n_rows, n_cols = tensor.grid
+    if rows is None or rows == (0, n_rows):
+        return run.whole(tensor)
+    return tensor.read(rows, (0, n_cols))
+
+
+def affine(part: Stored, norm: Norm | None, run: Run, rows: Span | None = None) -> Array64:
     """Return a projection with its bias as the last column, the gain of a norm in front folded in.
 
     What a LayerNorm adds goes through the projection into the bias: ``W (g * x + s) + b = W diag(g) x + (W s + b)``.
@@ -200,11 +330,13 @@ def affine(part: Stored, norm: Norm | None, run: Run) -> Array64:
     Returns
     -------
     ndarray of float64, shape (outputs, inputs + 1)
+        Some rows of it where these are asked for.
     """
-    n_rows, n_cols = part.tensor.grid
+    values = _some(part.tensor, rows, run)
+    n_rows, n_cols = values.shape
     found = np.empty((n_rows, n_cols + 1))
-    found[:, :-1] = run.whole(part.tensor)
-    found[:, -1] = 0.0 if part.bias is None else part.bias.read_all().reshape(-1)
+    found[:, :-1] = values
+    found[:, -1] = 0.0 if part.bias is None else part.bias.read_all().reshape(-1)[slice(*(rows or (None,)))]
     if norm is not None and norm.size == n_cols:
         if norm.shift is not None:
             found[:, -1] += found[:, :-1] @ np.asarray(norm.shift.read_all(), dtype=np.float64).reshape(-1)
@@ -212,10 +344,15 @@ def affine(part: Stored, norm: Norm | None, run: Run) -> Array64:
     return found
 
 
-def scaled(rows: Array64, norm: Norm | None) -> Array64:
-    """Multiply rows, in place, by the gain of the norm behind them, which may be that of one head for all."""
-    if norm is not None and norm.size and len(rows) % norm.size == 0:
-        rows *= np.tile(_gain(norm), len(rows) // norm.size)[:, np.newaxis]
+def scaled(rows: Array64, norm: Norm | None, span: Span | None = None, total: int = 0) -> Array64:
+    """Multiply rows, in place, by the gain of the norm behind them, which may be that of one head for all.
+
+    They are all rows, or those of a span of so many in all.
+    """
+    count = total or len(rows)
+    if norm is not None and norm.size and count % norm.size == 0:
+        gains = np.tile(_gain(norm), count // norm.size)
+        rows *= (gains if span is None else gains[slice(*span)])[:, np.newaxis]
     return rows
 
 
@@ -224,8 +361,8 @@ def _gain(norm: Norm) -> Array64:
     return gain + 1.0 if norm.is_offset else gain
 
 
-def outputs(layer: Projections, heads: Heads, run: Run) -> Array64:
-    """Return what each head's values are multiplied with to be written.
+def outputs(layer: Projections, heads: Heads, run: Run, span: Span | None = None) -> Array64:
+    """Return what the values of each head, or of some heads, are multiplied with to be written.
 
     Returns
     -------
@@ -235,8 +372,15 @@ def outputs(layer: Projections, heads: Heads, run: Run) -> Array64:
     rows, cols = stored.grid
     if cols != heads.count * heads.value_size:
         raise Unknowable("SHAPE_MISMATCH", layer=show_name(layer.path))
-    whole = run.whole(stored)
-    found = np.empty((heads.count, rows, heads.value_size))
-    for head in range(heads.count):
-        found[head] = whole[:, head * heads.value_size : (head + 1) * heads.value_size]
+    if span is None or span == (0, heads.count):
+        whole, first, count, size = run.whole(stored), 0, heads.count, heads.value_size
+        parts: Iterable[tuple[int, Array]] = ((0, whole),)
+    else:
+        # Whole rows, as their pieces lie far apart.
+        parts, first, count, size = blocks(stored), span[0], span[1] - span[0], heads.value_size
+    found = np.empty((count, rows, size))
+    for top, values in parts:
+        for head in range(count):
+            place = (first + head) * size
+            found[head, top : top + len(values)] = values[:, place : place + size]
     return found

@@ -15,13 +15,13 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.attention.layers import Array64, AttentionLayer, Heads, OpenAttention
 from diffai_jupyter.facts.attention.norms import has_offset_gains
-from diffai_jupyter.facts.attention.strength import layers_of
+from diffai_jupyter.facts.attention.strength import held_bytes, layers_of
 from diffai_jupyter.facts.embedding.tables import read_rows
 from diffai_jupyter.facts.network.attributes import language_part
 from diffai_jupyter.facts.network.behavior import language_config
 from diffai_jupyter.facts.weights.stored import B
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.sample import seeded
 
 TOKENS = 1024
@@ -104,27 +104,33 @@ def copying(pair: Pair, side: int) -> Copying:
         rows = np.sort(seeded("copying", size).choice(size, TOKENS, replace=False))
     read = read_rows(embedding, rows)
     written = (read if head is embedding else read_rows(head, rows)) * _final_gain(checkpoint, anatomy, head.shape[1])
-    found, missed = [], ""
-    for layer in pair.run.each("copying heads", layers):
-        try:
-            found.append(LayerCopying(layer.key, layer.name, _shares(layer, read, written)))
-        except Unknowable as miss:
-            missed = missed or miss.reason
+    work = pair.run.map("copying heads", layers, lambda layer: _copied(layer, read, written), nbytes=held_bytes)
+    every = tuple(work)
+    found = [one for one in every if isinstance(one, LayerCopying)]
     if not found:
-        raise Unknowable(missed)
+        raise Unknowable(next(one for one in every if isinstance(one, str)))
     trust = min(layer.heads.confidence or 1.0 for layer in layers)
     return Copying(tuple(found), len(rows), size, head is embedding, trust)
+
+
+def _copied(layer: AttentionLayer, read: Array64, written: Array64) -> LayerCopying | str:
+    try:
+        return LayerCopying(layer.key, layer.name, _shares(layer, read, written))
+    except Unknowable as miss:
+        return miss.reason
 
 
 def _shares(layer: AttentionLayer, read: Array64, written: Array64) -> tuple[float, ...]:
     if layer.heads.reason is not None:
         raise Unknowable(layer.heads.reason)
     heads: Heads = layer.heads.value
-    opened = layer.open_with(heads)
-    if opened.v.shape[-1] != read.shape[1] + 1 or opened.o.shape[1] != written.shape[1]:
-        raise Unknowable("NEEDS_PROBE", width=read.shape[1])
+    found: list[float] = []
     with plain_algebra():
-        return copying_shares(opened, read, written)
+        for opened in layer.parts(heads):
+            if opened.v.shape[-1] != read.shape[1] + 1 or opened.o.shape[1] != written.shape[1]:
+                raise Unknowable("NEEDS_PROBE", width=read.shape[1])
+            found += copying_shares(opened, read, written)
+    return tuple(found)
 
 
 def copying_shares(opened: OpenAttention, read: Array64, written: Array64) -> tuple[float, ...]:
@@ -155,10 +161,9 @@ def copying_shares(opened: OpenAttention, read: Array64, written: Array64) -> tu
     Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (copying heads).
     """
     group = len(opened.o) // len(opened.v)
-    values = opened.v[:, :, :-1] @ read.T
-    return tuple(
-        _share_of_positive(values[head // group] @ (written @ output)) for head, output in enumerate(opened.o)
-    )
+    # From the left, so that heads that share their values share all but the last product.
+    values = opened.v[:, :, :-1] @ read.T @ written
+    return tuple(_share_of_positive(values[head // group] @ output) for head, output in enumerate(opened.o))
 
 
 def _share_of_positive(matrix: Array64) -> float:

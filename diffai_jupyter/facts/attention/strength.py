@@ -21,8 +21,8 @@ from diffai_jupyter.facts.attention.layers import (
     attention_pairs,
 )
 from diffai_jupyter.facts.weights.stored import B
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 
 class Rank(NamedTuple):
@@ -141,15 +141,25 @@ def strengths(pair: Pair, side: int) -> Strengths:
     ----------
     Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
     """
-    found, missed = [], []
-    for layer in pair.run.each("attention heads", layers_of(pair, side)):
-        try:
-            found.append(_measured(layer))
-        except Unknowable as miss:
-            missed.append((layer.name, miss.reason))
+    layers = layers_of(pair, side)
+    every = tuple(pair.run.map("attention heads", layers, _measured_or_missed, nbytes=held_bytes))
+    found = [one for one in every if isinstance(one, LayerStrength)]
+    missed = [(layer.name, one) for layer, one in zip(layers, every, strict=True) if isinstance(one, str)]
     if not found:
         raise Unknowable(missed[0][1], layers=len(missed))
     return Strengths(tuple(found), tuple(missed))
+
+
+def held_bytes(layer: AttentionLayer) -> int:
+    """Return about how much memory it takes to look at a layer: a part of it, and products of heads with heads."""
+    return 2 * layer.nbytes
+
+
+def _measured_or_missed(layer: AttentionLayer) -> LayerStrength | str:
+    try:
+        return _measured(layer)
+    except Unknowable as miss:
+        return miss.reason
 
 
 def _measured(layer: AttentionLayer) -> LayerStrength:
@@ -157,14 +167,21 @@ def _measured(layer: AttentionLayer) -> LayerStrength:
     if known.reason is not None:
         raise Unknowable(known.reason)
     heads: Heads = known.value
-    opened = layer.open_with(heads)
+    strong: list[float] = []
+    ov: list[Rank] = []
+    qk: list[Rank] = []
+    rows: list[tuple[Array64, Array64]] = []
     with plain_algebra():
-        writes, scores = _grams_of_writing(opened), _grams_of_scoring(opened)
-        strong = norms(*writes)
-        ov, qk = ranks(singular_values(*writes)), ranks(singular_values(*scores))
+        for opened in layer.parts(heads):
+            writes, scores = _grams_of_writing(opened), _grams_of_scoring(opened)
+            strong += norms(*writes).tolist()
+            ov += ranks(singular_values(*writes))
+            qk += ranks(singular_values(*scores))
+            rows.append((_row_norms(opened.q), _row_norms(opened.k)))
+    query_rows, key_rows = (np.concatenate(of_parts) for of_parts in zip(*rows, strict=True))
     return LayerStrength(
-        layer.key, layer.name, layer.block, layer.is_cross, heads, known, tuple(strong.tolist()),
-        over_median(strong.tolist()), ov, qk, _row_norms(opened.q), _row_norms(opened.k),
+        layer.key, layer.name, layer.block, layer.is_cross, heads, known, tuple(strong),
+        over_median(strong), tuple(ov), tuple(qk), query_rows, key_rows,
     )  # fmt: skip
 
 

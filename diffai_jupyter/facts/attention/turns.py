@@ -9,13 +9,19 @@ import numpy as np
 
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
-from diffai_jupyter.facts.attention.circuits import Factors, LayerCircuits, circuits, inner, open_both
+from diffai_jupyter.facts.attention.circuits import (
+    Factors,
+    LayerCircuits,
+    circuits,
+    held_bytes,
+    inner,
+    open_both,
+)
 from diffai_jupyter.facts.attention.layers import LayerPair, attention_pairs
 from diffai_jupyter.facts.attention.opening import Array64, OpenAttention
 from diffai_jupyter.facts.attention.rotary import Rows, band_cosines, rotated_rows
 from diffai_jupyter.facts.network.architecture import structure_a, structure_b
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 NOISE = 1e-12
 """What rounding of float64 leaves of 1 - cosine."""
@@ -110,14 +116,23 @@ def most_turned(pair: Pair, count: int) -> tuple[Change, ...]:
     moved = [turn for turn in turns(pair) if turn.qk > NOISE]
     chosen = sorted(moved, key=lambda turn: -turn.qk)[:count]
     layers = {layer.key: layer for layer in attention_pairs(pair)}
-    found: dict[int, Change] = {}
-    with plain_algebra():
-        for key in pair.run.each("most changed heads", dict.fromkeys(turn.layer.key for turn in chosen)):
-            sides, is_whole = open_both(layers[key])
-            rows = None if is_whole else _rows(pair, layers[key], sides)
+    keys = tuple(dict.fromkeys(turn.layer.key for turn in chosen))
+
+    def look(key: str) -> dict[int, Change]:
+        found: dict[int, Change] = {}
+        first = 0
+        for sides in open_both(layers[key]):
+            heads = range(first, first + len(sides[1].q))
+            rows = None if layers[key].reason == "NEEDS_CONFIG" else _rows(pair, layers[key], sides)
             for place, turn in enumerate(chosen):
-                if turn.layer.key == key:
-                    found[place] = _change(turn, sides, rows)
+                if turn.layer.key == key and turn.head in heads:
+                    found[place] = _change(turn, sides, rows, first)
+            first = heads.stop
+        return found
+
+    found: dict[int, Change] = {}
+    for some in pair.run.map("most changed heads", keys, look, nbytes=lambda key: held_bytes(layers[key])):
+        found |= some
     return tuple(found[place] for place in range(len(chosen)))
 
 
@@ -136,10 +151,11 @@ def _rows(
 
 
 def _change(
-    turn: HeadTurn, sides: tuple[OpenAttention, OpenAttention], rows: tuple[Rows, Rows] | None
+    turn: HeadTurn, sides: tuple[OpenAttention, OpenAttention], rows: tuple[Rows, Rows] | None, first: int
 ) -> Change:
-    a = Factors(sides[0].q, sides[0].k).head(turn.layer.partners[turn.head])
-    b = Factors(sides[1].q, sides[1].k).head(turn.head)
+    """Look at a head that is among those of `sides`, which begin with the head `first`."""
+    a = Factors(sides[0].q, sides[0].k).head(turn.layer.partners[turn.head] - first)
+    b = Factors(sides[1].q, sides[1].k).head(turn.head - first)
     energies = np.square(change_values(a, b))
     total = math.fsum(energies)
     squares_a = inner(a, a)

@@ -12,12 +12,16 @@ from diffai_jupyter.checkpoint.quantized import Merged
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
-from diffai_jupyter.facts.change.content import joined_by_content
+from diffai_jupyter.facts.change.content import Entry, joined_by_content, said_of
+from diffai_jupyter.scan.keeping import kept
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.passes import stats
 from diffai_jupyter.scan.readings import settled
 from diffai_jupyter.scan.slots import Both
 from diffai_jupyter.scan.stats import BothStats, TensorStats
+from diffai_jupyter.store.codec import Codec
+
+_CODEC = Codec(())
 
 
 class Status(Enum):
@@ -70,8 +74,17 @@ class TensorChange:
 @fact
 def changes(pair: Pair) -> tuple[TensorChange, ...]:
     """Say what happened to every tensor, in the order of the pair; equal bytes pair what names did not."""
-    entries = joined_by_content(tuple(zip(settled(pair), stats(pair), strict=True)))
+    entries = _joined(pair, tuple(zip(settled(pair), stats(pair), strict=True)))
     return tuple(TensorChange(tensor, record, _status(tensor, record)) for tensor, record in entries)
+
+
+def _joined(pair: Pair, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    if not any(tensor.rule in (Rule.ADDED, Rule.REMOVED) for tensor, _ in entries):
+        return entries
+    # What two tensors share is read once: kept answers come in the order of the questions.
+    said = kept(pair, ("same bytes",), lambda: said_of(entries), _CODEC, lambda found: isinstance(found, tuple))
+    answers = iter(said)
+    return joined_by_content(entries, lambda a, b: next(answers, False) is True)
 
 
 def _status(tensor: PairedTensor, record: TensorStats) -> Status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +14,12 @@ from diffai_jupyter.scan.stats import BothStats, TensorStats
 from diffai_jupyter.scan.tiles import Tiling
 
 Entry = tuple[PairedTensor, TensorStats]
+Same = Callable[["Tensor | None", "Tensor | None"], bool]
 
 LEAST_ELEMENTS = 16
 
 
-def joined_by_content(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+def joined_by_content(entries: Sequence[Entry], same: Same) -> tuple[Entry, ...]:
     """Pair removed with added tensors that hold the same bytes.
 
     Equal sums of the pass select the candidates, a second read confirms them. Tensors of fewer than 16
@@ -30,6 +31,8 @@ def joined_by_content(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     ----------
     entries : sequence of (PairedTensor, TensorStats)
         All tensors of a pair with their records.
+    same : callable
+        Says whether two tensors hold the same bytes: `same_bytes`, or what it has said before.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def joined_by_content(entries: Sequence[Entry]) -> tuple[Entry, ...]:
         found = added.get(key, [])
         if len(lost) == len(found) and (_is_telling(lost[0]) or len(removed) == len(added)):
             couples = zip(_by_name(lost), _by_name(found), strict=True)
-            partners |= {a[0].shown_name: b for a, b in couples if same_bytes(a[0].a, b[0].b)}
+            partners |= {a[0].shown_name: b for a, b in couples if same(a[0].a, b[0].b)}
     taken = {entry[0].shown_name for entry in partners.values()}
     joined = []
     for entry in entries:
@@ -51,10 +54,22 @@ def joined_by_content(entries: Sequence[Entry]) -> tuple[Entry, ...]:
             joined.append(_join(entry, partners[entry[0].shown_name]))
         elif entry[0].rule is not Rule.ADDED or entry[0].shown_name not in taken:
             joined.append(entry)
-    return tuple(_with_tied(entry, joined) for entry in joined)
+    return tuple(_with_tied(entry, joined, same) for entry in joined)
 
 
-def _with_tied(entry: Entry, entries: Sequence[Entry]) -> Entry:
+def said_of(entries: Sequence[Entry]) -> tuple[bool, ...]:
+    """Return what `same_bytes` says each time that `joined_by_content` asks it."""
+    said: list[bool] = []
+
+    def same(a: Tensor | None, b: Tensor | None) -> bool:
+        said.append(same_bytes(a, b))
+        return said[-1]
+
+    joined_by_content(entries, same)
+    return tuple(said)
+
+
+def _with_tied(entry: Entry, entries: Sequence[Entry], same: Same) -> Entry:
     """Pair a head that only one side stores with the embedding that it equals, which stands for it on the other.
 
     Writers leave out a tied head. That it is tied shows in its own checkpoint: head and embedding hold
@@ -70,7 +85,7 @@ def _with_tied(entry: Entry, entries: Sequence[Entry]) -> Entry:
         own, side, own_side = (tensor.a, known.a, record.a) if is_a else (tensor.b, known.b, record.b)
         head = lost.a if is_a else lost.b
         same_sums = side is not None and own_side is not None and side.sums.tobytes() == own_side.sums.tobytes()
-        if same_sums and same_bytes(own, head):
+        if same_sums and same(own, head):
             a, b = (head, tensor.b) if is_a else (tensor.a, head)
             names = (lost.name_a, tensor.name_b) if is_a else (tensor.name_a, lost.name_b)
             piece = "" if is_a else "as head"
@@ -105,7 +120,7 @@ def same_bytes(a: Tensor | None, b: Tensor | None) -> bool:
     tiling = Tiling(*a.grid)
     for slab in range(tiling.slabs):
         for block in tiling.blocks(slab):
-            codes_a, codes_b = a.codes(block.rows, block.cols), b.codes(block.rows, block.cols)
+            codes_a, codes_b = block.read(a.codes), block.read(b.codes)
             if (
                 codes_a is None
                 or codes_b is None

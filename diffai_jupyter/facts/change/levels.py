@@ -80,7 +80,7 @@ def quantized_levels(pair: Pair) -> tuple[Levels, ...]:
     ]
     chosen.sort(key=lambda change: (-(change.both.size if change.both else 0), change.tensor.name))
     found = []
-    for change in pair.run.each("levels", chosen[:MATRICES]):
+    for change in pair.run.each("levels", chosen[:MATRICES], is_needed=True):
         if change.tensor.a is None or change.tensor.b is None:
             continue
         a, b = _rows(change.tensor.a, change.tensor.name), _rows(change.tensor.b, change.tensor.name)

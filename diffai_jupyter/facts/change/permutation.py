@@ -56,8 +56,10 @@ def permutation(pair: Pair) -> Permutation:
     names: list[str] = []
     row_orders: dict[bytes, Order] = {}
     col_orders: dict[bytes, Order] = {}
-    for change in pair.run.each("permutation", matrices):
-        found = _orders(pair, change)
+    orders = pair.run.map(
+        "permutation", matrices, lambda change: _orders(pair, change), _size, nbytes=_held_bytes, is_needed=True
+    )
+    for change, found in zip(matrices, orders, strict=True):
         if found is None:
             continue
         names.append(change.tensor.shown_name)
@@ -77,6 +79,15 @@ def permutation(pair: Pair) -> Permutation:
         bool(all_orders) and _cancel(tuple(row_orders.values()), tuple(col_orders.values())),
         len(names) == len(changed) and bool(changed),
     )
+
+
+def _size(change: TensorChange) -> int:
+    return change.tensor.b.size if change.tensor.b is not None else 0
+
+
+def _held_bytes(change: TensorChange) -> int:
+    """Return the bytes of both sides in float32, as they are, and with sorted rows or columns."""
+    return 16 * _size(change)
 
 
 def _cancel(rows: Sequence[Order], cols: Sequence[Order]) -> bool:

@@ -12,6 +12,7 @@ Predicting trends in the quality of state-of-the-art neural networks (the expone
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.changes import TensorChange
 from diffai_jupyter.facts.change.singular import (
+    BLOCK_ELEMENTS,
     Matrix,
     grid_of_values,
     resolution,
@@ -29,7 +31,6 @@ from diffai_jupyter.facts.change.singular import (
 )
 from diffai_jupyter.facts.change.spectra import largest_changes
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.stats import SideStats
 
 LEAST_EIGENVALUES = 50
@@ -148,27 +149,37 @@ def power_laws(pair: Pair) -> tuple[SpectralLaw, ...]:
     All eigenvalues are computed, of the smaller Gram matrix. Without a fit are matrices with fewer than 50 eigenvalues
     above the resolution of the arithmetic (``TOO_SMALL``) and those whose smaller side is above 4,096 (``TOO_LARGE``).
     """
-    with plain_algebra():
-        return tuple(_laws(change) for change in pair.run.each("power laws", largest_changes(pair)))
+    chosen = largest_changes(pair)
+    work = pair.run.map("power laws", chosen, lambda change: _laws(change, pair.run.check), _weight, nbytes=_held_bytes)
+    return tuple(work)
 
 
-def _laws(change: TensorChange) -> SpectralLaw:
+def _weight(change: TensorChange) -> int:
+    return min(change.tensor.b.grid) * change.tensor.b.size if change.tensor.b is not None else 0
+
+
+def _held_bytes(change: TensorChange) -> int:
+    """Return the bytes of a Gram matrix and of what its eigenvalues are found in, and of the blocks in hand."""
+    return 3 * 8 * min(change.tensor.b.grid) ** 2 + 6 * 8 * BLOCK_ELEMENTS if change.tensor.b is not None else 0
+
+
+def _laws(change: TensorChange, pause: Callable[[], None]) -> SpectralLaw:
     a, b, stats = change.tensor.a, change.tensor.b, change.stats
     if a is None or b is None or stats.a is None or stats.b is None:
         msg = "a changed matrix has both sides"
         raise ValueError(msg)
     name = change.tensor.name
-    laws = (_law(name, tensor, side) for tensor, side in ((a, stats.a), (b, stats.b)))
+    laws = (_law(name, tensor, side, pause) for tensor, side in ((a, stats.a), (b, stats.b)))
     return SpectralLaw(change.tensor.shown_name, b.grid, *laws)
 
 
-def _law(name: str, tensor: Tensor, stats: SideStats) -> PowerLaw | str:
+def _law(name: str, tensor: Tensor, stats: SideStats, pause: Callable[[], None]) -> PowerLaw | str:
     side = min(tensor.grid)
     if side < LEAST_EIGENVALUES or side > LARGEST_SIDE:
         return "TOO_SMALL" if side < LEAST_EIGENVALUES else "TOO_LARGE"
     # The exponent does not depend on the scale; squares may overflow.
     size = stats.norm if math.isfinite(stats.norm) else max(-stats.min, stats.max)
-    values = singular_values(grid_of_values(name, tensor, unit_scale(size)))
+    values = singular_values(grid_of_values(name, tensor, unit_scale(size), pause))
     try:
         return fit_power_law(np.square(values[values > values[0] * resolution(side)]))
     except Unknowable as miss:

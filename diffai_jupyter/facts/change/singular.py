@@ -25,6 +25,7 @@ LEADING = 64
 OVERSAMPLED = 10
 POWERS = 2
 BLOCK_ELEMENTS = 1 << 20
+BLOCKS_READ = 8
 HELD_ELEMENTS = 1 << 26
 KRYLOV_STEPS = 20
 ROUNDED_OFF = 1e-5
@@ -45,12 +46,15 @@ class Grid:
         Shape.
     read : callable
         Takes rows and columns, each as the first and one past the last; returns finite float64 values.
+    pause : callable
+        Called before each block is read: it may raise.
     """
 
     name: str
     rows: int
     cols: int
     read: Callable[[Span, Span], Matrix]
+    pause: Callable[[], None] = lambda: None
 
     @property
     def side(self) -> int:
@@ -61,16 +65,23 @@ class Grid:
         """Yield the first row and the values of blocks of whole rows."""
         height = max(1, BLOCK_ELEMENTS // max(1, self.cols))
         for top in range(0, self.rows, height):
+            self.pause()
             yield top, self.read((top, min(self.rows, top + height)), (0, self.cols))
 
     def column_blocks(self) -> Iterator[Matrix]:
-        """Yield blocks of whole columns."""
+        """Yield blocks of whole columns; several are read at once, as rows lie in one piece."""
         width = max(1, BLOCK_ELEMENTS // max(1, self.rows))
-        for left in range(0, self.cols, width):
-            yield self.read((0, self.rows), (left, min(self.cols, left + width)))
+        band = BLOCKS_READ * width
+        for left in range(0, self.cols, band):
+            self.pause()
+            held = self.read((0, self.rows), (left, min(self.cols, left + band)))
+            for start in range(0, held.shape[1], width):
+                yield np.ascontiguousarray(held[:, start : start + width])
 
 
-def grid_of_values(name: str, tensor: Tensor, scale: float = 1.0) -> Grid:
+def grid_of_values(
+    name: str, tensor: Tensor, scale: float = 1.0, pause: Callable[[], None] = lambda: None
+) -> Grid:
     """Return the values of a tensor times a factor; zero in place of what is not finite."""
 
     def read(rows: Span, cols: Span) -> Matrix:
@@ -78,7 +89,7 @@ def grid_of_values(name: str, tensor: Tensor, scale: float = 1.0) -> Grid:
         values *= scale
         return without_nonfinite(values)
 
-    return Grid(name, *tensor.grid, read)
+    return Grid(name, *tensor.grid, read, pause)
 
 
 def without_nonfinite(values: Matrix) -> Matrix:
@@ -168,6 +179,7 @@ def leading(grid: Grid, count: int = LEADING) -> Leading:
     draw = seeded(grid.name, "sketch", grid.rows, grid.cols)
     basis = np.asarray(draw.standard_normal((grid.cols, width)), dtype=np.float32)
     for power in range(POWERS + 1):
+        grid.pause()
         images = np.empty((grid.rows, width), dtype=np.float32)
         for top, block in held or _narrow(grid):
             images[top : top + len(block)] = block @ basis

@@ -16,7 +16,7 @@ from diffai_jupyter.facts.change.changes import Status, TensorChange, changes
 from diffai_jupyter.facts.change.rounding import is_narrow, rank_without_echoes, rounding_edge, update_noise
 from diffai_jupyter.facts.change.singular import Grid, Matrix, largest_value
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.rows import runs
 from diffai_jupyter.scan.sample import seeded
 
 MATRICES = 32
@@ -111,8 +111,8 @@ def update_ranks(pair: Pair) -> tuple[UpdateRank, ...]:
     References: Widrow & Kollar 2008 (quantization noise); Bai & Yin 1993 (edge of a noise matrix).
     """
     chosen = [change for change in largest_changes(pair) if change.both is not None]
-    with plain_algebra():
-        return tuple(_rank(change) for change in pair.run.each("update rank", chosen))
+    # What kind of change it is rests on this.
+    return tuple(pair.run.map("update rank", chosen, _rank, is_needed=True))
 
 
 def _rank(change: TensorChange) -> UpdateRank:
@@ -181,13 +181,10 @@ def _places(name: str, length: int, axis: str) -> NDArray[np.int64]:
 
 
 def _block(tensor: Tensor, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> Matrix:
-    """Read chosen rows, one at a time unless they are all of them, and keep chosen columns."""
-    n_rows, n_cols = tensor.grid
-    if len(rows) == n_rows:
-        return np.asarray(tensor.read((0, n_rows), (0, n_cols))[:, cols], dtype=np.float64)
+    """Read chosen rows and keep chosen columns."""
     block = np.empty((len(rows), len(cols)))
-    for i, row in enumerate(rows.tolist()):
-        block[i] = tensor.read((row, row + 1), (0, n_cols))[0, cols]
+    for places, span, inside in runs(tensor, rows):
+        block[places] = tensor.read(span, (0, tensor.grid[1]))[np.ix_(inside, cols)]
     return block
 
 
@@ -219,9 +216,17 @@ def spectral_growth(pair: Pair) -> tuple[SpectralGrowth, ...]:
 
     Matrices above `Run.matrix_bytes` are left out; the iteration does not overstate the norm.
     """
-    with plain_algebra():
-        grown = [_growth(pair, change) for change in pair.run.each("spectral norm", largest_changes(pair))]
+    chosen = largest_changes(pair)
+    # Verdicts rest on this.
+    grown = pair.run.map(
+        "spectral norm", chosen, lambda change: _growth(pair, change), nbytes=_held_bytes, is_needed=True
+    )
     return tuple(found for found in grown if found is not None)
+
+
+def _held_bytes(change: TensorChange) -> int:
+    """Return the bytes of a matrix in float32, three times over: as read, scaled, and its absolute values."""
+    return 12 * change.tensor.b.size if change.tensor.b is not None else 0
 
 
 def _growth(pair: Pair, change: TensorChange) -> SpectralGrowth | None:
@@ -229,9 +234,10 @@ def _growth(pair: Pair, change: TensorChange) -> SpectralGrowth | None:
     if a is None or b is None:
         return None
     try:
-        return SpectralGrowth(change.tensor.shown_name, _spectral_norm(pair, a), _spectral_norm(pair, b))
+        norms = _spectral_norm(pair, a), _spectral_norm(pair, b)
     except Unknowable:
         return None
+    return SpectralGrowth(change.tensor.shown_name, *norms)
 
 
 def _spectral_norm(pair: Pair, tensor: Tensor) -> float:

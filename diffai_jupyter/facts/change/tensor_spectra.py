@@ -21,8 +21,8 @@ from diffai_jupyter.facts.change.singular import (
 )
 from diffai_jupyter.facts.change.spectra import BLOCK_SIDE
 from diffai_jupyter.facts.change.update_spectra import UpdateSpectrum, update_spectra
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 
 @fact

@@ -9,7 +9,7 @@ Rudelson & Vershynin 2007 (stable rank); Roy & Vetterli 2007 (effective rank); H
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,6 +23,8 @@ from diffai_jupyter.facts.change.changes import TensorChange
 from diffai_jupyter.facts.change.noise import noise_edge
 from diffai_jupyter.facts.change.rounding import is_narrow, rank_without_echoes, rounding_edge
 from diffai_jupyter.facts.change.singular import (
+    BLOCK_ELEMENTS,
+    HELD_ELEMENTS,
     WHOLE_SIDE,
     Grid,
     Matrix,
@@ -44,7 +46,6 @@ from diffai_jupyter.facts.change.spectra import (
     update_ranks,
 )
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 MOST_ELEMENTS = 1 << 29
 LEAST_NOISE_SIDE = 20
@@ -99,15 +100,21 @@ def update_spectra(pair: Pair) -> tuple[UpdateSpectrum, ...]:
     rounding, with the noise that `update_ranks` measured. Where values are decoded from packed codes, that edge is not
     known, and the Marchenko-Pastur law takes its place.
     """
-    found = []
     pairs = zip(largest_changes(pair), update_ranks(pair), strict=True)
-    chosen = list(_within(pairs))
-    with plain_algebra():
-        for change, rank in pair.run.each("spectra", chosen, weight=lambda item: math.prod(item[1].sides)):
-            spectrum = _spectrum(change, rank)
-            if spectrum is not None:
-                found.append(spectrum)
-    return tuple(found)
+    found = pair.run.map(
+        "spectra",
+        _within(pairs),
+        lambda item: _spectrum(*item, pair.run.check),
+        weight=lambda item: math.prod(item[1].sides),
+        nbytes=lambda item: _held_bytes(item[1].sides),
+    )
+    return tuple(spectrum for spectrum in found if spectrum is not None)
+
+
+def _held_bytes(sides: tuple[int, int]) -> int:
+    """Return what decomposing a matrix takes: its leading directions hold it in float32, all of them a Gram matrix."""
+    gram = 3 * 8 * min(sides) ** 2 + 10 * 8 * BLOCK_ELEMENTS
+    return gram if min(sides) <= WHOLE_SIDE else 4 * min(HELD_ELEMENTS, math.prod(sides)) + 10 * 8 * BLOCK_ELEMENTS
 
 
 def _within(pairs: Iterable[tuple[TensorChange, UpdateRank]]) -> Iterable[tuple[TensorChange, UpdateRank]]:
@@ -120,7 +127,7 @@ def _within(pairs: Iterable[tuple[TensorChange, UpdateRank]]) -> Iterable[tuple[
             yield change, rank
 
 
-def _spectrum(change: TensorChange, rank: UpdateRank) -> UpdateSpectrum | None:
+def _spectrum(change: TensorChange, rank: UpdateRank, pause: Callable[[], None]) -> UpdateSpectrum | None:
     a, b, both = change.tensor.a, change.tensor.b, change.both
     if a is None or b is None or both is None or not math.isfinite(both.d_squares):
         return None
@@ -132,9 +139,9 @@ def _spectrum(change: TensorChange, rank: UpdateRank) -> UpdateSpectrum | None:
     elif rank.is_whole:
         values = np.asarray(rank.singular)
     elif is_complete:
-        values, floor = singular_values(_update(name, a, b, scale)) / scale, resolution(min(rank.sides))
+        values, floor = singular_values(_update(name, a, b, scale, pause)) / scale, resolution(min(rank.sides))
     else:
-        values, floor = leading(_update(name, a, b, scale)).values / scale, 0.0
+        values, floor = leading(_update(name, a, b, scale, pause)).values / scale, 0.0
     if not len(values) or not values[0]:
         return None
     count, edge = _rank(a, b, values, rank, floor * float(values[0]), is_complete and factors is None)
@@ -175,18 +182,20 @@ def _is_packed(tensor: Tensor) -> bool:
     return bool(tensor.dtype.packing) and not isinstance(tensor, (Merged, Product))
 
 
-def _update(name: str, a: Tensor, b: Tensor, scale: float = 1.0) -> Grid:
+def _update(
+    name: str, a: Tensor, b: Tensor, scale: float = 1.0, pause: Callable[[], None] = lambda: None
+) -> Grid:
     """Return B - A times a factor, zero where a side is not finite."""
     alone = lone_update(a, b)
     if alone is not None:
-        return grid_of_values(name, alone[0], alone[1] * scale)
+        return grid_of_values(name, alone[0], alone[1] * scale, pause)
 
     def read(rows: Span, cols: Span) -> Matrix:
         delta = np.subtract(b.read(rows, cols), a.read(rows, cols), dtype=np.float64)
         delta *= scale
         return without_nonfinite(delta)
 
-    return Grid(name, *b.grid, read)
+    return Grid(name, *b.grid, read, pause)
 
 
 def _factors(a: Tensor | None, b: Tensor | None) -> tuple[Matrix, Matrix] | None:

@@ -16,8 +16,10 @@ from diffai_jupyter.facts.change.changes import Status, TensorChange, changes
 from diffai_jupyter.facts.change.levels import may_be_copy, quantized_levels
 from diffai_jupyter.facts.change.permutation import permutation
 from diffai_jupyter.facts.change.spectra import UpdateRank, update_ranks
+from diffai_jupyter.scan.keeping import kept
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.slots import Both, Side
+from diffai_jupyter.store.codec import Codec
 
 PRUNED_SHARE = 0.01
 UNCHANGED_SHARE = 0.99
@@ -76,6 +78,9 @@ class UpdateType:
     counts: dict[Status, int]
 
 
+_CODEC = Codec((Kind, Status, UpdateType))
+
+
 @fact
 def update_type(pair: Pair) -> UpdateType:
     """Classify the change.
@@ -83,6 +88,10 @@ def update_type(pair: Pair) -> UpdateType:
     Kinds are tried from the trivial to the general, see `Kind`; those about weights ask for a
     majority by element count among the changed trained tensors.
     """
+    return kept(pair, ("update type",), lambda: _classified(pair), _CODEC, lambda found: isinstance(found, UpdateType))
+
+
+def _classified(pair: Pair) -> UpdateType:
     found = changes(pair)
     counts = dict(Counter(change.status for change in found))
     kind, numbers = _kind(pair, found, counts)

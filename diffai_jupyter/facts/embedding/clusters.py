@@ -134,7 +134,7 @@ def _sorted(
     digest = hashlib.blake2b(points.data).digest()
     if same is not None and digest == known:
         return same, digest
-    return partition(points, lengths, found.name), digest
+    return partition(points, lengths, found.name, pair.run), digest
 
 
 @fact

@@ -60,17 +60,20 @@ def moves(pair: Pair) -> Moves:
         raise Unknowable("SHAPE_MISMATCH", a=width_of(a), b=width_of(b))
     norms_a, norms_b = survey(pair, 0).norms[common.rows_a], survey(pair, 1).norms[common.rows_b]
     largest_a, largest_b = norms_a.max(), norms_b.max()
-    distances, product = np.empty(len(common)), []
+    distances = np.empty(len(common))
     height = max(1, BLOCK_ELEMENTS // max(1, a.grid[1]))
     places = [slice(top, top + height) for top in range(0, len(common), height)]
-    for place in pair.run.each("embedding drift", places):
+
+    def moved(place: slice) -> float:
         unit_a = read_rows(a, common.rows_a[place]) / norms_a[place, np.newaxis]
         unit_b = read_rows(b, common.rows_b[place]) / norms_b[place, np.newaxis]
         unit_b -= unit_a
         of_rows = 0.5 * np.einsum("ij,ij->i", unit_b, unit_b)
         distances[place] = of_rows
         weights = (norms_a[place] / largest_a) * (norms_b[place] / largest_b)
-        product.append(float(((1 - of_rows) * weights).sum()))
+        return float(((1 - of_rows) * weights).sum())
+
+    product = list(pair.run.map("embedding drift", places, moved))
     scale = math.sqrt(float(np.square(norms_a / largest_a).sum()) * float(np.square(norms_b / largest_b).sum()))
     with np.errstate(over="ignore"):
         return Moves(distances, norms_b / norms_a, math.fsum(product) / scale)

@@ -78,9 +78,13 @@ class Entities:
         tensor, rows = ((self.a, self.rows_a), (self.b, self.rows_b))[side]
         found, lengths = np.empty((len(rows), width_of(tensor))), np.empty(len(rows))
         height = max(1, BLOCK_ELEMENTS // found.shape[1])
-        for top in pair.run.each(f"clusters {'AB'[side]}", range(0, len(rows), height)):
+
+        def read(top: int) -> None:
             place = slice(top, top + height)
             found[place], lengths[place] = _unit(read_rows(tensor, rows[place]))
+
+        for _ in pair.run.map(f"clusters {'AB'[side]}", range(0, len(rows), height), read):
+            pass
         return found, lengths / lengths.max()
 
 

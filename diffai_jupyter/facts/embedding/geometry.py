@@ -15,8 +15,8 @@ from diffai_jupyter.facts.embedding.neighbors import Overlap, mean_cosine, overl
 from diffai_jupyter.facts.embedding.preservation import Preservation, preservation
 from diffai_jupyter.facts.embedding.scatter import DRAWN, Scatter, scattered
 from diffai_jupyter.facts.embedding.tables import Rows, common_rows, read_rows, spans, survey, target
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.sample import seeded
 
 MOST_ROWS = 20_000
@@ -86,21 +86,19 @@ def geometry(pair: Pair) -> Geometry:
     scale_a, scale_b = (float(survey(pair, side).norms[rows].max()) for side, rows in ((0, rows_a), (1, rows_b)))
     x, y = _held(pair, a, "A", rows_a, scale_a, dtype), _held(pair, b, "B", rows_b, scale_b, dtype)
     draw = seeded(table.name, "pairs of rows", len(places))
-    with plain_algebra(), pair.run.watch.stage(_STAGE):
-        pair.run.report(_STAGE, 0, 2)
-        kept: Preservation | Unknowable
+    kept: Preservation | Unknowable
+    with plain_algebra(), pair.run.stage(_STAGE):
         try:
-            kept = preservation(x, y, draw, is_sample=len(places) < len(common))
+            kept = preservation(x, y, draw, is_sample=len(places) < len(common), pause=pair.run.check)
         except Unknowable as miss:
             kept = miss
-        pair.run.report(_STAGE, 1, 2)
-        near = overlap(x, y, draw)
+    near = overlap(x, y, draw, pair.run)
+    with plain_algebra(), pair.run.stage(_STAGE):
         cosines = (mean_cosine(x), mean_cosine(y)) if len(x) > 1 else None
         few = np.linspace(0, len(places) - 1, min(DRAWN, len(places))).astype(np.int64)
         unit = max(scale_a, scale_b)
         is_common = x.shape[1] == y.shape[1]
         plane = scattered(x[few] * (scale_a / unit), y[few] * (scale_b / unit)) if is_common else None
-        pair.run.report(_STAGE, 2, 2)
     return Geometry(len(places), len(common), kept, near, cosines, plane, np.dtype(dtype).name)
 
 
@@ -110,6 +108,10 @@ def _held(
     """Read rows, in units of `scale`."""
     held = np.empty((len(rows), width_of(tensor)), dtype=dtype)
     height = spans(tensor)[0][1]
-    for top in pair.run.each(f"embedding sample {side}", range(0, len(rows), height)):
+
+    def read(top: int) -> None:
         held[top : top + height] = read_rows(tensor, rows[top : top + height]) / scale
+
+    for _ in pair.run.map(f"embedding sample {side}", range(0, len(rows), height), read):
+        pass
     return held

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffai_jupyter.scan.run import Run
+
 Matrix = NDArray[np.floating]
 Places = NDArray[np.int64]
 
@@ -44,7 +46,12 @@ class Overlap:
 
 
 def overlap(
-    a: Matrix, b: Matrix, draw: np.random.Generator, neighbors: int = NEIGHBORS, queries: int = QUERIES
+    a: Matrix,
+    b: Matrix,
+    draw: np.random.Generator,
+    run: Run | None = None,
+    neighbors: int = NEIGHBORS,
+    queries: int = QUERIES,
 ) -> Overlap | None:
     """Compare the nearest neighbors by cosine (Hamilton et al. 2016; Wendlandt et al. 2018).
 
@@ -54,6 +61,8 @@ def overlap(
         Rows of the same tokens, none of them zero; widths may differ.
     draw : numpy.random.Generator
         Chooses the tokens that are asked for their neighbors.
+    run : Run, optional
+        How to compute.
     neighbors : int
         Neighbors of each.
     queries : int
@@ -70,13 +79,14 @@ def overlap(
     asked = np.arange(rows) if rows <= queries else np.sort(draw.choice(rows, queries, replace=False))
     units = [unit_rows(side) for side in (a, b)]
     height = max(1, _SCORES // rows)
-    shares = []
-    for top in range(0, len(asked), height):
+
+    def shares(top: int) -> NDArray[np.float64]:
         some = asked[top : top + height]
         near_a, near_b = (_nearest(side, some, neighbors) for side in units)
         both = (near_a[:, :, np.newaxis] == near_b[:, np.newaxis, :]).sum(axis=(1, 2))
-        shares.append(both / (2 * neighbors - both))
-    found = np.concatenate(shares)
+        return np.asarray(both / (2 * neighbors - both))
+
+    found = np.concatenate(list((run or Run()).map("nearest neighbors", range(0, len(asked), height), shares)))
     error = float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) < rows else 0.0
     chance = neighbors / (rows - 1)
     return Overlap(float(found.mean()), error, chance / (2 - chance), neighbors, len(found), rows)
@@ -92,7 +102,8 @@ def _nearest(units: Matrix, asked: Places, neighbors: int) -> Places:
     """Return the rows of highest cosine with some rows, these left out."""
     scores = units[asked] @ units.T
     scores[np.arange(len(asked)), asked] = -np.inf
-    return np.argpartition(-scores, neighbors - 1, axis=1)[:, :neighbors].astype(np.int64)
+    np.negative(scores, out=scores)
+    return np.argpartition(scores, neighbors - 1, axis=1)[:, :neighbors].astype(np.int64)
 
 
 def mean_cosine(rows: Matrix) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from diffai_jupyter.facts.change.noise import noise_edge
 from diffai_jupyter.facts.change.singular import Grid, leading, singular_values
-from diffai_jupyter.scan.products import plain_algebra
+from diffai_jupyter.scan.one_thread import plain_algebra
+from diffai_jupyter.scan.run import Run
 from diffai_jupyter.scan.sample import seeded
 
 Points = NDArray[np.float64]
@@ -95,7 +96,7 @@ class Partition:
         return Partition(zeros, self.directions, self.silhouette, self.by_chance, (1.0,), zeros, ((),))
 
 
-def partition(points: Points, lengths: Points, name: str) -> Partition:
+def partition(points: Points, lengths: Points, name: str, run: Run | None = None) -> Partition:
     """Sort points into the number of clusters whose silhouettes are largest.
 
     Parameters
@@ -106,6 +107,8 @@ def partition(points: Points, lengths: Points, name: str) -> Partition:
         The lengths that the rows had.
     name : str
         Fixes what is drawn at random.
+    run : Run, optional
+        How to compute.
 
     Returns
     -------
@@ -113,45 +116,47 @@ def partition(points: Points, lengths: Points, name: str) -> Partition:
         One cluster only where no direction stands above the noise: whether several are more than parts of a single
         cloud is for `Partition.excess` to say.
     """
-    with _one_thread():
+    run = run or Run()
+    with _learning():
         count = len(points)
-        mean = points.mean(axis=0)
-        points -= mean
-        basis, spread, found = _directions(points, name)
+        with run.stage("directions of clusters"):
+            mean = points.mean(axis=0)
+            points -= mean
+            basis, spread, found = _directions(points, name, run.check)
         if not found:
             zeros = np.zeros(count, dtype=np.int64)
             return Partition(zeros, 0, math.nan, math.nan, (1.0,), zeros, ((),))
         apart = points @ basis
         chosen = seeded(name, "points", count).permutation(count)
-        silhouette, clusters = _best(apart[chosen[:FITTED]], min(found + 2, MOST_CLUSTERS, count - 1))
+        silhouette, clusters = _best(apart[chosen[:FITTED]], min(found + 2, MOST_CLUSTERS, count - 1), run)
         cloud = _Cloud.like(points, apart, lengths, mean, basis, spread)
         draw = seeded(name, "single cloud", count)
         clouds = [cloud.drawn(draw, min(count, JUDGED)) for _ in range(CLOUDS)]
-        of_clouds = np.array([_silhouette(each, _sorted(each, clusters, 0)) for each in clouds])
+        work = run.map("clusters by chance", clouds, lambda each: _silhouette(each, _sorted(each, clusters, 0)))
+        of_clouds = np.array(list(work))
         by_chance = min(1.0 - _RESOLUTION, float(of_clouds.mean() + DEVIATIONS * of_clouds.std(ddof=1)))
-        labels = _by_size(_sorted(apart, clusters, 0))
+        labels, others = run.map("clusters", (0, 1), lambda seed: _sorted(apart, clusters, seed))
+        labels = _by_size(labels)
         judged = chosen[:JUDGED]
-        stability = _stability(apart[judged], labels[judged], int(labels.max()) + 1, seeded(name, "resamples", count))
-        return Partition(
-            labels, found, silhouette, by_chance, stability, _sorted(apart, clusters, 1), _central(apart, labels)
-        )
+        drawn = seeded(name, "resamples", count)
+        stability = _stability(apart[judged], labels[judged], int(labels.max()) + 1, drawn, run)
+        return Partition(labels, found, silhouette, by_chance, stability, others, _central(apart, labels))
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _learning() -> Iterator[None]:
     """Run on one thread, as sums of several come in another order, and keep scikit-learn from warning of few points."""
     import sklearn.cluster
     import sklearn.exceptions
     import sklearn.metrics
-    from threadpoolctl import threadpool_limits
 
     # Only threads of libraries that are loaded by now are limited.
-    with plain_algebra(), threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
+    with plain_algebra(), warnings.catch_warnings():
         warnings.simplefilter("ignore", category=sklearn.exceptions.ConvergenceWarning)
         yield
 
 
-def _directions(points: Points, name: str) -> tuple[Points, Points, int]:
+def _directions(points: Points, name: str, pause: Callable[[], None]) -> tuple[Points, Points, int]:
     """Find the directions in which centered points lie further apart than noise would.
 
     Returns
@@ -165,10 +170,10 @@ def _directions(points: Points, name: str) -> tuple[Points, Points, int]:
     if min(count, width) > WHOLE_SIDE:
         # The size of the noise is that of some of the rows; the rest of the spectrum has the shape of theirs.
         some = points[np.sort(seeded(name, "noise", count).choice(count, WHOLE_SIDE, replace=False))]
-        values = singular_values(_grid(some, name))
+        values = singular_values(_grid(some, name, pause))
         edge = noise_edge(values, *some.shape)
         edge *= (math.sqrt(count) + math.sqrt(width)) / (math.sqrt(WHOLE_SIDE) + math.sqrt(width))
-        first = leading(_grid(points, name), MOST_CLUSTERS + 1)
+        first = leading(_grid(points, name, pause), MOST_CLUSTERS + 1)
         found = int(np.count_nonzero(first.values > max(edge, least)))
         kept = min(found, MOST_DIRECTIONS)
         return first.right[:kept].T, values[kept:], found
@@ -181,9 +186,9 @@ def _directions(points: Points, name: str) -> tuple[Points, Points, int]:
     return basis if width <= count else points.T @ basis / values[:kept], values[kept:], found
 
 
-def _grid(points: Points, name: str) -> Grid:
+def _grid(points: Points, name: str, pause: Callable[[], None]) -> Grid:
     count, width = points.shape
-    return Grid(name, count, width, lambda rows, cols: points[slice(*rows), slice(*cols)])
+    return Grid(name, count, width, lambda rows, cols: points[slice(*rows), slice(*cols)], pause)
 
 
 def _sorted(points: Points, clusters: int, seed: int, starts: int | None = None) -> Labels:
@@ -193,20 +198,24 @@ def _sorted(points: Points, clusters: int, seed: int, starts: int | None = None)
     return np.asarray(found.labels_, dtype=np.int64)
 
 
-def _silhouette(points: Points, labels: Labels) -> float:
-    """Return the mean silhouette; that of a single cluster is the least there is."""
+def _silhouette(points: Points, labels: Labels, metric: str = "euclidean") -> float:
+    """Return the mean silhouette of points, or of their distances; that of a single cluster is the least there is."""
     from sklearn.metrics import silhouette_score
 
     several = 1 < len(np.unique(labels)) < len(labels)
-    return float(silhouette_score(points, labels)) if several else -1.0
+    return float(silhouette_score(points, labels, metric=metric)) if several else -1.0
 
 
-def _best(points: Points, most: int) -> tuple[float, int]:
+def _best(points: Points, most: int, run: Run) -> tuple[float, int]:
     """Return the largest mean silhouette of 2 to `most` clusters, and how many these are; of equal ones the fewest."""
-    found = []
-    for clusters in range(2, most + 1):
-        labels = _sorted(points, clusters, 0)
-        found.append((_silhouette(points[:JUDGED], labels[:JUDGED]), clusters))
+    from sklearn.metrics import pairwise_distances
+
+    distances = pairwise_distances(points[:JUDGED])
+
+    def judged(clusters: int) -> tuple[float, int]:
+        return _silhouette(distances, _sorted(points, clusters, 0)[:JUDGED], "precomputed"), clusters
+
+    found = run.map("number of clusters", range(2, most + 1), judged, nbytes=lambda _: distances.nbytes)
     return max(found, key=lambda each: (each[0], -each[1]))
 
 
@@ -269,13 +278,16 @@ def _by_size(labels: Labels) -> Labels:
     return np.asarray(rank[inverse.reshape(labels.shape)], dtype=np.int64)
 
 
-def _stability(points: Points, labels: Labels, clusters: int, draw: np.random.Generator) -> tuple[float, ...]:
-    found = np.full((RESAMPLES, clusters), np.nan)
-    for i in range(RESAMPLES):
-        chosen = draw.integers(0, len(points), len(points))
+def _stability(
+    points: Points, labels: Labels, clusters: int, draw: np.random.Generator, run: Run
+) -> tuple[float, ...]:
+    def likeness_of(chosen: Labels) -> Points:
         again = _sorted(points[chosen], clusters, 0, _FEW_STARTS)
         likeness = jaccard(crossed(labels[chosen], again, clusters, int(again.max()) + 1))
-        found[i] = np.where(likeness.sum(axis=1) > 0, likeness.max(axis=1), np.nan)
+        return np.where(likeness.sum(axis=1) > 0, likeness.max(axis=1), np.nan)
+
+    resamples = [draw.integers(0, len(points), len(points)) for _ in range(RESAMPLES)]
+    found = np.array(list(run.map("stable clusters", resamples, likeness_of)))
     known = np.isfinite(found)
     means = np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return tuple(float(mean) for mean in means)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,12 @@ class Preservation:
 
 
 def preservation(
-    a: Matrix, b: Matrix, draw: np.random.Generator, most_pairs: int = MOST_PAIRS, is_sample: bool = False
+    a: Matrix,
+    b: Matrix,
+    draw: np.random.Generator,
+    most_pairs: int = MOST_PAIRS,
+    is_sample: bool = False,
+    pause: Callable[[], None] = lambda: None,
 ) -> Preservation:
     """Correlate the pairwise cosines of the centred rows of two tables (Kriegeskorte et al. 2008).
 
@@ -67,6 +73,8 @@ def preservation(
         Pairs that are looked at; all of them where there are no more.
     is_sample : bool
         Whether there are more rows than these.
+    pause : callable
+        Called between steps: it may raise.
 
     Raises
     ------
@@ -81,6 +89,7 @@ def preservation(
     if rows < LEAST_ROWS:
         raise Unknowable("TOO_SMALL", rows=rows, least=LEAST_ROWS)
     first, second, is_all = _pairs(rows, most_pairs, draw)
+    pause()
     x, y = _cosines(unit_a, first, second), _cosines(unit_b, first, second)
     if np.array_equal(x, y):
         # So it is for one and the same table, even where all its cosines are equal.
@@ -96,6 +105,7 @@ def preservation(
         return Preservation(value, value, value, len(x), rows, is_whole=True)
     turned = []
     for _ in range(RESAMPLES):
+        pause()
         counts = np.bincount(draw.integers(rows, size=rows), minlength=rows).astype(np.float64)
         turned.append(_artanh(_pearson(sums @ (counts[first] * counts[second]))))
     known = [z for z in turned if not math.isnan(z)]

@@ -13,8 +13,8 @@ from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.embedding.drift import width_of
 from diffai_jupyter.facts.embedding.scatter import DRAWN, Scatter, scattered
 from diffai_jupyter.facts.embedding.tables import common_rows, read_rows, survey, target
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 from diffai_jupyter.scan.sample import seeded
 
 Matrix = NDArray[np.floating]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffai_jupyter.scan.one_thread import plain_algebra
+
 Array64 = NDArray[np.float64]
 
 DRAWN = 1000
@@ -43,6 +45,7 @@ def scattered(a: NDArray[np.floating], b: NDArray[np.floating]) -> Scatter | Non
     Scatter or None
         None where rows do not differ in two directions. The largest coordinate along each direction is positive.
     """
+    # Libraries that are loaded inside run on one thread only where it begins anew.
     from scipy.linalg import eigh
 
     rows = np.concatenate([a, b]).astype(np.float64)
@@ -52,7 +55,8 @@ def scattered(a: NDArray[np.floating], b: NDArray[np.floating]) -> Scatter | Non
     total = float(np.trace(gram))
     if len(gram) < 2 or not 0 < total < np.inf:
         return None
-    values, vectors = eigh(gram, subset_by_index=(len(gram) - 2, len(gram) - 1))
+    with plain_algebra():
+        values, vectors = eigh(gram, subset_by_index=(len(gram) - 2, len(gram) - 1))
     if values[0] <= len(gram) * np.finfo(np.float64).eps * values[1]:
         return None
     places = vectors * np.sqrt(values) if is_wide else rows @ vectors

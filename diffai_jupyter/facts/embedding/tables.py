@@ -19,13 +19,12 @@ from diffai_jupyter.facts.embedding.vocabulary import Tokens, paired_words, spel
 from diffai_jupyter.facts.network.matrices import is_output, is_table
 from diffai_jupyter.facts.weights.copies import copies
 from diffai_jupyter.scan.pair import Pair
+from diffai_jupyter.scan.rows import runs
 from diffai_jupyter.scan.run import BLOCK_ELEMENTS
 
 Array64 = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-GAP_BYTES = 1 << 15
-"""Rows that lie so near to each other are read together, with what lies between them."""
 _NO_TOKENS = re.compile(r"pos|type|segment|time|patch|class|image|visual", re.IGNORECASE)
 
 
@@ -185,34 +184,18 @@ def read_rows(tensor: Tensor, rows: Sequence[int] | Rows) -> Array64:
         A complex number takes two columns.
     """
     asked = np.asarray(rows, dtype=np.int64)
-    n_rows, n_cols = tensor.grid
     wanted, where = np.unique(asked, return_inverse=True)
     if not wanted.size:
         return read_block(tensor, (0, 0))
-    gap = max(1, GAP_BYTES * n_rows // max(1, tensor.nbytes))
-    height = max(1, 4 * BLOCK_ELEMENTS // max(1, n_cols))
     is_in_order = wanted.size == asked.size and bool((where == np.arange(asked.size)).all())
     found: Array64 | None = None
-    for first, last in _runs(wanted, gap, height):
-        start = int(wanted[first])
-        block = read_block(tensor, (start, int(wanted[last - 1]) + 1))
+    for places, span, inside in runs(tensor, wanted):
+        block = read_block(tensor, span)
         if found is None:
             found = np.empty((wanted.size, block.shape[1]))
-        found[first:last] = block[wanted[first:last] - start]
+        found[places] = block[inside]
     assert found is not None
     return found if is_in_order else found[where.reshape(asked.shape)]
-
-
-def _runs(wanted: Rows, gap: int, height: int) -> Iterator[tuple[int, int]]:
-    """Yield where runs of sorted rows begin and end: at wide gaps, and before they span more than `height` rows."""
-    first = 0
-    breaks = np.diff(wanted) > gap
-    while first < wanted.size:
-        last = int(np.searchsorted(wanted, wanted[first] + height))
-        cut = np.flatnonzero(breaks[first : last - 1])
-        last = first + int(cut[0]) + 1 if cut.size else last
-        yield first, last
-        first = last
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,6 @@ from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.embedding.tables import read_block, read_rows, spans, survey, target, words
 from diffai_jupyter.facts.embedding.vocabulary import shown, spelling_of
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 Array64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -134,12 +133,15 @@ def _places(pair: Pair, side: int, unused: Mask) -> tuple[Array64, Array64 | Non
         reference /= float(np.linalg.norm(reference)) or 1.0
     distances, cosines = np.full(len(unused), np.nan), np.full(len(unused), np.nan)
     scale = float(np.nanmax(about.norms))
-    with plain_algebra():
-        for top, bottom in pair.run.each("untrained tokens", spans(tensor), weight=lambda rows: rows[1] - rows[0]):
-            block = read_block(tensor, (top, bottom))
-            if reference is not None:
-                cosines[top:bottom] = block @ reference / about.norms[top:bottom]
-            distances[top:bottom] = scale * np.linalg.norm((block - about.mean) / scale, axis=1)
+
+    def look(rows: tuple[int, int]) -> None:
+        place, block = slice(*rows), read_block(tensor, rows)
+        if reference is not None:
+            cosines[place] = block @ reference / about.norms[place]
+        distances[place] = scale * np.linalg.norm((block - about.mean) / scale, axis=1)
+
+    for _ in pair.run.map("untrained tokens", spans(tensor), look, weight=lambda rows: rows[1] - rows[0]):
+        pass
     return distances, None if reference is None else cosines
 
 

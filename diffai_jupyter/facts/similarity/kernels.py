@@ -16,7 +16,7 @@ Nguyen, Raghu & Kornblith 2021, Do Wide and Deep Networks Learn the Same Things?
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,6 +96,8 @@ class Kernel:
     ----------
     inputs : Inputs
         What the layer reads.
+    pause : callable
+        Called before each block is read: it may raise.
 
     Attributes
     ----------
@@ -110,6 +112,7 @@ class Kernel:
     """
 
     inputs: Inputs
+    pause: Callable[[], None] = lambda: None
     sums: Matrix = field(init=False)
     energy: float = 0.0
     exponent: int = 0
@@ -127,6 +130,7 @@ class Kernel:
             return
         height = max(1, _BLOCK_ELEMENTS // max(1, n_cols))
         for top in range(0, n_rows, height):
+            self.pause()
             yield self._add_rows(tensor.read((top, min(n_rows, top + height)), (0, n_cols)))
 
     def _add_rows(self, block: Array) -> Scaled:

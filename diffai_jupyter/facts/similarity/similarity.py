@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from operator import attrgetter
@@ -22,10 +22,13 @@ from diffai_jupyter.facts.similarity.graph import (
 )
 from diffai_jupyter.facts.similarity.kernels import Inputs, Kernel
 from diffai_jupyter.facts.similarity.streams import Layer, Stream, streams
+from diffai_jupyter.scan.one_thread import plain_algebra
 from diffai_jupyter.scan.pair import Pair
-from diffai_jupyter.scan.products import plain_algebra
 
 _NAMES = attrgetter("name_a"), attrgetter("name_b")
+
+_HELD_BYTES = 1 << 26
+"""Of the blocks that a layer is read in, on both sides."""
 
 Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -200,23 +203,43 @@ def similarity(pair: Pair, place: int = 0) -> Similarity:
     places = [{layer: at for at, layer in enumerate(side)} for side in sides]
     cosines: dict[Layer, float] = {}
     missed: list[Unknowable] = []
+    read = pair.run.map(
+        "similarity of layers",
+        stream.layers,
+        lambda layer: _vectors(layer, inputs, pair.run.check),
+        lambda layer: layer.size,
+        nbytes=lambda _: _HELD_BYTES,
+    )
+    for layer, (own, cosines[layer]) in zip(stream.layers, read, strict=True):
+        for vector, known, found in zip(own, places, vectors, strict=True):
+            if isinstance(vector, Unknowable):
+                missed.append(vector)
+            elif vector is not None:
+                found[known[layer]] = vector
+    if not all(np.isfinite(found[:, -1]).any() for found in vectors):
+        raise missed[0]
     with plain_algebra():
-        for layer in pair.run.each("similarity of layers", stream.layers, lambda layer: layer.size):
-            kernels, cosines[layer] = _read(layer, inputs)
-            for kernel, known, found in zip(kernels, places, vectors, strict=True):
-                if layer in known:
-                    try:
-                        found[known[layer]] = kernel.vector()
-                    except Unknowable as miss:
-                        missed.append(miss)
-        if not all(np.isfinite(found[:, -1]).any() for found in vectors):
-            raise missed[0]
         return _compared(stream, inputs, sides, vectors, cosines)
 
 
-def _read(layer: Layer, inputs: Inputs) -> tuple[tuple[Kernel, Kernel], float]:
+def _vectors(
+    layer: Layer, inputs: Inputs, pause: Callable[[], None]
+) -> tuple[list[Matrix | Unknowable | None], float]:
+    """Return a layer as a vector in A and in B, None where a side lacks it, and the cosine of its elements."""
+    kernels, cosine = _read(layer, inputs, pause)
+    return [_vector(kernel) if name(layer) else None for kernel, name in zip(kernels, _NAMES, strict=True)], cosine
+
+
+def _vector(kernel: Kernel) -> Matrix | Unknowable:
+    try:
+        return kernel.vector()
+    except Unknowable as miss:
+        return miss
+
+
+def _read(layer: Layer, inputs: Inputs, pause: Callable[[], None]) -> tuple[tuple[Kernel, Kernel], float]:
     """Return the kernels of a layer in A and in B, and the cosine of its elements."""
-    a, b = Kernel(inputs), Kernel(inputs)
+    a, b = Kernel(inputs, pause), Kernel(inputs, pause)
     if all(reader.is_equal for reader in layer.readers):
         for reader in layer.readers:
             if reader.a is not None:

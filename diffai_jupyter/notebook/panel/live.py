@@ -177,6 +177,8 @@ class Panel:
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, KeyboardInterrupt):
             kept = "What was found out is kept, and the view is the one before." if self._look else ""
+            if not kept and self._session.pair is not None:
+                kept = "What was found out is kept: Run goes on from there."
             self._say(f"Stopped. {kept}")
         elif isinstance(error, DiffaiError):
             self._say(str(error))
@@ -185,7 +187,8 @@ class Panel:
 
     def _tell_progress(self, text: str) -> None:
         if self._work.is_busy:
-            self._say(text.removeprefix("diffai: ").capitalize())
+            said = text.removeprefix("diffai: ")
+            self._say(said[:1].upper() + said[1:])
 
     def _offer(self) -> None:
         self.controls.offer_tensors(self._session.layers, self._session.roles)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from diffai_jupyter.analyses.shown.pictures import all_charts
 from diffai_jupyter.comparison import Comparison, FolderComparison, run_comparison
+from diffai_jupyter.comparison.interrupted import Interrupted
 from diffai_jupyter.contract.blocks import Chart, Document, Heading
 from diffai_jupyter.errors import ArgumentError, DiffaiError
 from diffai_jupyter.facts import known_already
@@ -100,7 +101,13 @@ class Session:
         (a, a_name), (b, b_name) = (self._find(text.strip()) for text in texts)
         if self._is_open(texts, a, b):
             return False
-        comparison = run_comparison(a, b, request_for(choice, self.base), names=(a_name, b_name), tick=tick)
+        try:
+            comparison = run_comparison(a, b, request_for(choice, self.base), names=(a_name, b_name), tick=tick)
+        except Interrupted as stopped:
+            if stopped.pair is not None:
+                # What it has read so far is not read again.
+                self.pair, self._texts = stopped.pair, texts
+            raise
         self.adopt(comparison, texts)
         return True
 
@@ -157,12 +164,13 @@ class Session:
 
         before = flags_run(pair)
         pair.run.tick = watched
+        pair.run.begin(self.base.settings["time_budget"])
         try:
             comparison = Comparison(pair, request_for(choice, self.base))
             listing = listing_of(self.tensors, choice.shown)
             charts = all_charts(pair, listing.names) if choice.draws else ()
         finally:
-            pair.run.tick = None
+            pair.run.tick = pair.run.seconds = None
             release()
         document = lay_out(comparison.report, request_for(choice, self.base).settings, charts, listing)
         every = {chart.key: chart for chart in document.charts()}

@@ -44,18 +44,20 @@ def kernel_for(
         Bytes of the slab.
     """
     reference = NumpyKernel(dtypes, n_cols, epsilon, room)
+    name = kernel_name(nbytes)
     _Gone.nbytes += nbytes
-    name = kernel_name()
-    if name == NUMPY or (_Gone.nbytes < WORTH_COMPILING and not _asked()):
+    if name == NUMPY:
         return reference
     from diffai_jupyter.scan.kernels.compiled import CompiledKernel
 
     return CompiledKernel(reference)
 
 
-def kernel_name() -> str:
-    """Return which kernel runs where there is enough to do."""
-    return NUMPY if _asked() == NUMPY or not _has_compiler() else COMPILED
+def kernel_name(nbytes: int) -> str:
+    """Return which kernel runs for so many bytes more."""
+    if _asked() == NUMPY or not _has_compiler():
+        return NUMPY
+    return COMPILED if _asked() or _Gone.nbytes + nbytes >= WORTH_COMPILING else NUMPY
 
 
 def _asked() -> str:

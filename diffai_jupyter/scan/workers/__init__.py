@@ -1,0 +1,1 @@
+"""Where the pass runs: threads here, processes here, or whatever takes calls elsewhere."""

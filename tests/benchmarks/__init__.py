@@ -1,0 +1,1 @@
+"""Speed and memory beside a plain read of the same bytes and beside other programs: `python tests/benchmarks`."""

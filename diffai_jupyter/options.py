@@ -311,16 +311,14 @@ def _read_number(option: Option, given: object) -> float | int:
 
 def _read_duration(option: Option, given: object) -> float:
     """Return seconds."""
-    text = given if isinstance(given, str) else str(given) if _is_plain_number(given) else ""
-    found = _DURATION.fullmatch(text)
-    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if isinstance(given, Real) and not isinstance(given, bool):
+        seconds = float(given)
+    else:
+        found = _DURATION.fullmatch(given) if isinstance(given, str) else None
+        seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < seconds < math.inf:
         raise _Refused(option.kind.words)
     return seconds
-
-
-def _is_plain_number(given: object) -> bool:
-    return isinstance(given, Real) and not isinstance(given, bool)
 
 
 def _range(option: Option) -> str:

@@ -88,7 +88,7 @@ def test_an_order_that_is_not_found_in_time_is_not_taken(sides, monkeypatch):
     assert found.report.change == checks.compared(sides, 0).report.change
 
 
-TIMES = {"60s": 60.0, "5m": 300.0, "1h": 3600.0, "90": 90.0, " 1.5 h ": 5400.0, ".5s": 0.5, 2: 2.0, 0.25: 0.25}
+TIMES = {"60s": 60.0, "5m": 300.0, "1h": 3600.0, "90": 90.0, " 1.5 h ": 5400.0, ".5s": 0.5, 2: 2.0, 1e-9: 1e-9}
 NO_TIMES = ("", "s", "0", "0s", "-5s", "5 d", "1m30s", "inf", "nan", "1e3", True, [], 0, -1, float("inf"), float("nan"))
 
 

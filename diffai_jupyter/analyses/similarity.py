@@ -156,6 +156,8 @@ def _why_not(ask: Callable[[], object]) -> Sentence:
     try:
         ask()
     except Unknowable as miss:
+        if miss.reason == "TIME_BUDGET":
+            return Sentence("The time was up before all layers were compared.")
         if miss.reason == "SHAPE_MISMATCH":
             return Sentence(
                 "Layers of A read {width_of_a} numbers, layers of B {width_of_b}: they have no input in common.",

@@ -64,18 +64,36 @@ class Anatomy:
         return tuple(name for name, part in self.parts.items() if part.role in roles)
 
 
-def anatomy(checkpoint: Checkpoint) -> Anatomy:
-    """Name every tensor of a checkpoint. Reads no tensor."""
+Known = dict[tuple[object, ...], Part]
+
+
+def anatomy(checkpoint: Checkpoint, known: Known | None = None) -> Anatomy:
+    """Name every tensor of a checkpoint. Reads no tensor.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        What is named.
+    known : dict, optional
+        Parts of tensors of another checkpoint, which most often has the same; those of this one are added.
+    """
+    known = {} if known is None else known
     bare_names = {name: bare_name(name) for name in checkpoint.tensors}
     common = _common_prefix(tuple(bare_names.values()))
     vocab = checkpoint.config.get("vocab_size")
     has_outer_norms = any("pre_feedforward_layernorm" in name for name in checkpoint.tensors)
-    parts = {}
+    vocabulary = vocab if isinstance(vocab, int) else None
+    parts: dict[str, Part] = {}
     for name, tensor in checkpoint.tensors.items():
-        bare = bare_name(bare_names[name].removeprefix(common)) if common else bare_names[name]
-        role = role_of(pattern_of(bare), _traits(tensor, vocab if isinstance(vocab, int) else None))
-        canonical = canonical_name(bare, role, has_outer_norms)
-        parts[name] = Part(canonical, role, block_of(bare), name.rpartition(".")[0] or name)
+        what = (
+            name, tensor.shape, tensor.grid, tensor.dtype.name, tensor.dtype.opaque, common, vocabulary, has_outer_norms
+        )
+        if what not in known:
+            bare = bare_name(bare_names[name].removeprefix(common)) if common else bare_names[name]
+            role = role_of(pattern_of(bare), _traits(tensor, vocabulary))
+            canonical = canonical_name(bare, role, has_outer_norms)
+            known[what] = Part(canonical, role, block_of(bare), name.rpartition(".")[0] or name)
+        parts[name] = known[what]
     return Anatomy(_with_companions(parts, checkpoint.tensors))
 
 

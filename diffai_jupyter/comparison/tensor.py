@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from diffai_jupyter.evidence import Unknowable, Value, if_known
 from diffai_jupyter.facts import known_already
 from diffai_jupyter.facts.change.changes import TensorChange, changes
 from diffai_jupyter.facts.change.singular import Spectrum
-from diffai_jupyter.facts.change.tensor_spectra import change_spectrum, side_spectrum
+from diffai_jupyter.facts.change.tensor_spectra import change_spectrum, side_spectra
 from diffai_jupyter.render.translation import translated
 from diffai_jupyter.scan.pair import Pair, PairedTensor
 from diffai_jupyter.scan.passes import pair_of_one
@@ -154,12 +154,8 @@ class TensorView(Shown):
 
     @cached_property
     def _spectra(self) -> Mapping[str, Spectrum]:
-        asked: dict[str, Callable[[], Spectrum]] = {
-            "A": lambda: side_spectrum(self._pair, 0),
-            "B": lambda: side_spectrum(self._pair, 1),
-            CHANGE: lambda: change_spectrum(self._pair),
-        }
-        found = {label: if_known(ask) for label, ask in asked.items()}
+        a, b = side_spectra(self._pair)
+        found = {"A": a, "B": b, CHANGE: if_known(lambda: change_spectrum(self._pair))}
         return {label: spectrum for label, spectrum in found.items() if spectrum is not None}
 
     def _whole(self, tensor: Tensor | None) -> Array | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from diffai_jupyter.contract.blocks import Document
@@ -83,8 +83,8 @@ class TensorRow:
     status : str
         ``"changed"``, ``"added"``, ``"removed"``, ``"reshaped"``, ``"cast"``, ``"rounding"``, ``"equal"``,
         or ``"unread"``.
-    line : str
-        The tensor line in its exact form.
+    write : callable
+        Writes the tensor line.
     other_name : str
         The name in B where it differs.
     rule : str
@@ -101,7 +101,7 @@ class TensorRow:
 
     name: str
     status: str
-    line: str
+    write: Callable[[], str]
     other_name: str
     rule: str
     role: str
@@ -109,6 +109,11 @@ class TensorRow:
     dtypes: tuple[str | None, str | None]
     numbers: Mapping[str, float | int | None]
     reason: str = ""
+
+    @property
+    def line(self) -> str:
+        """The tensor line in its exact form."""
+        return self.write()
 
 
 @dataclass(frozen=True, slots=True)

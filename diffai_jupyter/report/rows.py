@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from diffai_jupyter.checkpoint.tensor import Tensor
 from diffai_jupyter.contract.report import TensorRow
@@ -11,10 +12,12 @@ from diffai_jupyter.facts.change.changes import Status, TensorChange
 from diffai_jupyter.facts.change.ranking import ranked
 from diffai_jupyter.scan.pair import Pair, PairedTensor, Rule
 from diffai_jupyter.scan.slots import Side
-from diffai_jupyter.scan.stats import SideStats
+from diffai_jupyter.scan.stats import BothStats, Digest, SideStats
 from diffai_jupyter.wording import show_name, write_value
 
 _RESIZED = (Rule.NEW_ROWS, Rule.LOST_ROWS)
+
+_Number = float | int | None
 
 
 def tensor_rows(pair: Pair, key: str) -> tuple[TensorRow, ...]:
@@ -32,7 +35,7 @@ def _row(pair: Pair, change: TensorChange) -> TensorRow:
     return TensorRow(
         name=tensor.shown_name,
         status=status.value,
-        line=_line(change, stored_a, stored_b),
+        write=partial(_line, change, stored_a, stored_b),
         other_name=tensor.name_b if tensor.name_b != tensor.shown_name else "",
         rule=rule_of(tensor),
         role=tensor.part.role,
@@ -40,7 +43,7 @@ def _row(pair: Pair, change: TensorChange) -> TensorRow:
         if tensor.rule not in _RESIZED
         else (_shape(stored_a), _shape(stored_b)),
         dtypes=(_dtype(tensor.a), _dtype(tensor.b)),
-        numbers=_numbers(change),
+        numbers=_Numbers(change),
         reason=tensor.reason,
     )
 
@@ -101,43 +104,65 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbers(change: TensorChange) -> dict[str, float | int | None]:
-    numbers: dict[str, float | int | None] = {}
-    for label, side, tensor in (
-        ("a", change.stats.a, change.tensor.a),
-        ("b", change.stats.b, change.tensor.b),
-    ):
-        if side is not None and tensor is not None:
-            numbers |= _side_numbers(label, side, tensor.origin)
-    both, digest = change.both, change.stats.digest
-    if both is not None:
-        numbers |= {
-            "relative_change": None if math.isnan(both.relative_change) else both.relative_change,
-            "cosine": _known(both.cosine),
-            "changed": both.changed,
-            "compared": both.finite,
-            "delta_norm": both.d_norm,
-            "max_abs_delta": _known(both.largest),
-            "max_abs_delta_at": both.where_largest,
-            "psi": _known(digest.psi),
-            "new_zero_rows": digest.new_dead_rows,
-        }
-    return numbers
+_OF_SIDE: Mapping[str, Callable[[SideStats, int], _Number]] = {
+    "size": lambda side, _: side.size,
+    "mean": lambda side, _: _known(side.mean),
+    "std": lambda side, _: _known(side.std),
+    "min": lambda side, _: _known(side.min),
+    "max": lambda side, _: _known(side.max),
+    "norm": lambda side, _: side.norm,
+    "zeros": lambda side, _: side.zeros,
+    "nan": lambda side, _: side.count(Side.NAN),
+    "inf": lambda side, _: side.count(Side.POSITIVE_INF) + side.count(Side.NEGATIVE_INF),
+    "first_bad": lambda side, origin: None if side.first_bad is None else origin + side.first_bad,
+}
+_OF_PAIR: Mapping[str, Callable[[BothStats, Digest], _Number]] = {
+    "relative_change": lambda both, _: None if math.isnan(both.relative_change) else both.relative_change,
+    "cosine": lambda both, _: _known(both.cosine),
+    "changed": lambda both, _: both.changed,
+    "compared": lambda both, _: both.finite,
+    "delta_norm": lambda both, _: both.d_norm,
+    "max_abs_delta": lambda both, _: _known(both.largest),
+    "max_abs_delta_at": lambda both, _: both.where_largest,
+    "psi": lambda _, digest: _known(digest.psi),
+    "new_zero_rows": lambda _, digest: digest.new_dead_rows,
+}
+_PLACES = {f"{key}_{side}": (side, key) for side in "ab" for key in _OF_SIDE}
 
 
-def _side_numbers(label: str, side: SideStats, origin: int) -> dict[str, float | int | None]:
-    return {
-        f"size_{label}": side.size,
-        f"mean_{label}": _known(side.mean),
-        f"std_{label}": _known(side.std),
-        f"min_{label}": _known(side.min),
-        f"max_{label}": _known(side.max),
-        f"norm_{label}": side.norm,
-        f"zeros_{label}": side.zeros,
-        f"nan_{label}": side.count(Side.NAN),
-        f"inf_{label}": side.count(Side.POSITIVE_INF) + side.count(Side.NEGATIVE_INF),
-        f"first_bad_{label}": None if side.first_bad is None else origin + side.first_bad,
-    }
+class _Numbers(Mapping[str, _Number]):
+    """The numbers of a row, read off its record when they are asked for: few are, of a hundred thousand tensors."""
+
+    __slots__ = ("_change",)
+
+    def __init__(self, change: TensorChange) -> None:
+        self._change = change
+
+    def __getitem__(self, key: str) -> _Number:
+        if key in _OF_PAIR:
+            both = self._change.both
+            if both is None:
+                raise KeyError(key)
+            return _OF_PAIR[key](both, self._change.stats.digest)
+        side, name = _PLACES[key]
+        stats, tensor = self._side(side)
+        if stats is None or tensor is None:
+            raise KeyError(key)
+        return _OF_SIDE[name](stats, tensor.origin)
+
+    def __iter__(self) -> Iterator[str]:
+        for side in "ab":
+            if None not in self._side(side):
+                yield from (f"{key}_{side}" for key in _OF_SIDE)
+        if self._change.both is not None:
+            yield from _OF_PAIR
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _side(self, side: str) -> tuple[SideStats | None, Tensor | None]:
+        change = self._change
+        return (change.stats.a, change.tensor.a) if side == "a" else (change.stats.b, change.tensor.b)
 
 
 def collapsed_lines(rows: tuple[TensorRow, ...], show_unchanged: bool) -> list[str]:

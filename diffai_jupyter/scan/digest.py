@@ -16,7 +16,7 @@ PSI_BINS = 20
 PSI_FLOOR = 1e-4
 PSI_LEAST = 2000
 HISTOGRAM_LEAST = 256
-_LISTED_ROWS = 8
+LISTED_ROWS = 8
 
 def digest_of(
     edges: Edges | None,
@@ -56,7 +56,7 @@ def _edge_digest(edges: Edges, sides: tuple[bool, bool], changed: bool) -> dict[
     if all(sides):
         new = np.flatnonzero(dead[1] & ~dead[0])
         found["new_dead_rows"] = len(new)
-        found["first_dead_rows"] = tuple(int(i) for i in new[:_LISTED_ROWS])
+        found["first_dead_rows"] = tuple(int(i) for i in new[:LISTED_ROWS])
         found["row_gap"], found["sorted_row_gap"] = _gaps(edges.rows) if changed else (0.0, 0.0)
         found["col_gap"], found["sorted_col_gap"] = _gaps(edges.cols) if changed else (0.0, 0.0)
     return found
@@ -92,7 +92,7 @@ def _sample_digest(sample_a: Ordered | None, sample_b: Ordered | None, changed: 
         "counts_a": _counts(sample_a, edges),
         "counts_b": _counts(sample_b, edges),
         "sampled": max(sample.size for sample in known),
-        "psi": _psi(sample_a, sample_b, changed),
+        "psi": psi(sample_a, sample_b, changed),
     }
 
 
@@ -102,7 +102,8 @@ def _bin_edges(low: float, high: float) -> Vector:
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
     edges: Vector = low + (high / BINS - low / BINS) * np.arange(BINS + 1, dtype=np.float64)
-    edges[-1] = high
+    # Of two zeros of either sign any may be the last.
+    edges[-1] = high + 0.0
     return edges
 
 
@@ -114,7 +115,7 @@ def _counts(sample: Ordered | None, edges: Vector) -> NDArray[np.int64] | None:
     return np.diff(places)
 
 
-def _psi(sample_a: Ordered | None, sample_b: Ordered | None, changed: bool) -> float:
+def psi(sample_a: Ordered | None, sample_b: Ordered | None, changed: bool) -> float:
     """Return sum (p_B - p_A) ln(p_B / p_A) over 20 quantile bins of A, shares floored at 1e-4.
 
     References: Lewis 1994, An Introduction to Credit Scoring; Yurdakul & Naranjo 2020.

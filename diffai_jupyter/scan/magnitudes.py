@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from diffai_jupyter.scan.ordered import Ordered
 
 _FRACTION_BITS = 5
-_DROPPED_BITS = 52 - _FRACTION_BITS
+DROPPED_BITS = 52 - _FRACTION_BITS
 OCTAVES = 20
 """Bins reach this far below the largest sampled magnitude; what is smaller shares the lowest of them."""
+SPAN = OCTAVES << _FRACTION_BITS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,23 +28,54 @@ class Magnitudes:
     ----------
     first : int
         Key of the first bin.
-    counts : ndarray of int64, shape (bins,)
-        Sampled elements in each bin.
-    squares : ndarray of float64, shape (bins,)
+    bins : int
+        How many there are.
+    filled : ndarray of uint16, shape (filled,)
+        Those that hold an element, counted from the first.
+    held : ndarray of unsigned integers, shape (filled,)
+        Sampled elements in each of them, as narrow as they can be: there is a histogram for every tensor.
+    held_squares : ndarray of float64, shape (filled,)
         Sum of their squares.
     sampled : int
         Sampled elements in all bins.
     """
 
     first: int
-    counts: NDArray[np.int64]
-    squares: NDArray[np.float64]
+    bins: int
+    filled: NDArray[np.uint16]
+    held: NDArray[Any]
+    held_squares: NDArray[np.float64]
     sampled: int
+
+    @classmethod
+    def of(cls, first: int, counts: NDArray[np.int64], squares: NDArray[np.float64], sampled: int) -> Magnitudes:
+        """Make a histogram of what is in each of its bins, shapes (bins,)."""
+        filled = np.flatnonzero(counts)
+        return cls(first, len(counts), filled.astype(np.uint16), narrow(counts[filled]), squares[filled], sampled)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Sampled elements in each bin, shape (bins,)."""
+        found = np.zeros(self.bins, dtype=np.int64)
+        found[self.filled] = self.held
+        return found
+
+    @property
+    def squares(self) -> NDArray[np.float64]:
+        """Sums of squares in each bin, shape (bins,)."""
+        found = np.zeros(self.bins)
+        found[self.filled] = self.held_squares
+        return found
 
     @property
     def is_open(self) -> bool:
         """Whether the lowest bin may hold smaller magnitudes than those between its edges."""
-        return len(self.counts) > OCTAVES << _FRACTION_BITS
+        return self.bins > SPAN
+
+
+def narrow(counts: NDArray[np.int64]) -> NDArray[Any]:
+    """Return counts as the narrowest unsigned integers that hold them."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def magnitudes_of(sample: Ordered | None) -> Magnitudes | None:
@@ -66,7 +99,7 @@ def magnitudes_of(sample: Ordered | None) -> Magnitudes | None:
     if not known:
         return None
     last = max(_key(sizes[-1]) for sizes, _ in known)
-    first = max(min(_key(sizes[0]) for sizes, _ in known), last - (OCTAVES << _FRACTION_BITS))
+    first = max(min(_key(sizes[0]) for sizes, _ in known), last - SPAN)
     bins = last - first + 1
     total, squares = np.zeros(bins, dtype=np.int64), np.zeros(bins)
     for sizes, counts in known:
@@ -79,12 +112,12 @@ def magnitudes_of(sample: Ordered | None) -> Magnitudes | None:
             each = np.square(sizes) if counts is None else np.square(sizes) * counts
             squares[filled] += np.add.reduceat(each, starts)
         total[filled] += np.diff(places)[filled] if counts is None else np.add.reduceat(counts, starts)
-    return Magnitudes(first, total, squares, int(total.sum()))
+    return Magnitudes.of(first, total, squares, int(total.sum()))
 
 
 def _key(size: np.float64) -> int:
     """Return the leading bits of a magnitude: the key of its bin."""
-    return int(size.view(np.uint64) >> np.uint64(_DROPPED_BITS))
+    return int(size.view(np.uint64) >> np.uint64(DROPPED_BITS))
 
 
 def bin_edges(first: int, bins: int) -> NDArray[np.float64]:
@@ -102,5 +135,5 @@ def bin_edges(first: int, bins: int) -> NDArray[np.float64]:
     ndarray of float64, shape (bins + 1,)
     """
     keys = np.arange(first, first + bins + 1, dtype=np.uint64)
-    edges: NDArray[np.float64] = (keys << np.uint64(_DROPPED_BITS)).view(np.float64)
+    edges: NDArray[np.float64] = (keys << np.uint64(DROPPED_BITS)).view(np.float64)
     return edges

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from diffai_jupyter.checkpoint.anatomy import Anatomy, Part, anatomy
+from diffai_jupyter.checkpoint.anatomy import Anatomy, Known, Part, anatomy
 from diffai_jupyter.checkpoint.model import Checkpoint
 from diffai_jupyter.checkpoint.names import bare_name, pattern_of
 from diffai_jupyter.checkpoint.tensor import Tensor
@@ -106,7 +106,9 @@ def pair_checkpoints(
         Each stored tensor of either side appears in it once, filtered ones in `Pair.left_out`.
         Tensors come in the order of A, those of B alone after them, each side by name.
     """
-    matching = _Matching(a, b, anatomy(a), anatomy(b), {}, dict.fromkeys(a.tensors), dict.fromkeys(b.tensors))
+    known: Known = {}
+    anatomies = anatomy(a, known), anatomy(b, known)
+    matching = _Matching(a, b, *anatomies, {}, dict.fromkeys(a.tensors), dict.fromkeys(b.tensors))
     for name in tuple(matching.free_a):
         if name in matching.free_b:
             matching.couple(name, name, Rule.SAME_NAME)

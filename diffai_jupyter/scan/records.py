@@ -115,10 +115,10 @@ def _add(columns: dict[str, list[Array]], record: TensorStats) -> None:
     columns["counts"] += [counts for counts in histogram[1:] if counts is not None]
     for spread in digest.magnitudes:
         if spread is not None:
-            columns["spread"].append(np.array((spread.first, spread.sampled, len(spread.counts)), dtype=np.int64))
+            columns["spread"].append(np.array((spread.first, spread.sampled, spread.bins), dtype=np.int64))
             columns["spread counts"].append(spread.counts)
             # What is in an empty bin needs no room.
-            columns["spread squares"].append(spread.squares[spread.counts > 0])
+            columns["spread squares"].append(spread.held_squares)
 
 
 def _records(columns: Mapping[str, Array]) -> Iterator[TensorStats]:
@@ -139,7 +139,7 @@ def _records(columns: Mapping[str, Array]) -> Iterator[TensorStats]:
 
     def magnitudes() -> Magnitudes:
         first, sampled, bins = next(spread, (0, 0, -1))
-        return Magnitudes(first, take("spread counts", bins), take("spread squares", bins), sampled)
+        return Magnitudes.of(first, take("spread counts", bins), take("spread squares", bins), sampled)
 
     begun = 0
     for (bits, size_a, size_b, size, dead), counted, measured in zip(flags, whole, real, strict=True):

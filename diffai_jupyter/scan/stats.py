@@ -42,7 +42,7 @@ class SideStats:
     @property
     def bad(self) -> int:
         """NaN and infinite elements."""
-        return int(self.sums[Side.NAN : Side.NEGATIVE_INF + 1].sum())
+        return int(sum(self.sums[Side.NAN : Side.NEGATIVE_INF + 1].tolist()))
 
     @property
     def finite(self) -> int:

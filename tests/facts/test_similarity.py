@@ -82,7 +82,7 @@ def found(a: State, b: State) -> Similarity:
 def unread(shapes: Mapping[str, tuple[int, ...]]) -> Pair:
     """Return a pair of headers whose tensors count as changed, and must not be read."""
     pair = pair_checkpoints(headers_of(shapes), headers_of(shapes))
-    give(pair, changes, tuple(TensorChange(t, None, Status.CHANGED) for t in settled(pair)))  # type: ignore[arg-type]
+    give(pair, changes, tuple(TensorChange(t, None, Status.CHANGED, None) for t in settled(pair)))  # type: ignore[arg-type]
     return pair
 
 

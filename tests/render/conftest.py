@@ -327,11 +327,12 @@ def make_report() -> Callable[[str], Report]:
             coverage=Coverage(1, 2, 10, ((name, "SHAPE_MISMATCH"),), ("warning",)),
             tensors=(
                 TensorRow(
-                    name, "changed", f"~ {name}", "", "exact", "q", ((2, 5), (2, 5)), ("F32", "F32"),
+                    name, "changed", lambda: f"~ {name}", "", "exact", "q", ((2, 5), (2, 5)), ("F32", "F32"),
                     {"rel": 1 / 3, "max": math.inf, "nan": 3, "mean": math.nan, "min": -math.inf, "none": None},
                 ),
                 TensorRow(
-                    "added", "added", "+ added", "", "", "", (None, (3,)), (None, "F32"), {"norm": -2.5}, "only in B"
+                    "added", "added", lambda: "+ added", "", "", "", (None, (3,)), (None, "F32"), {"norm": -2.5},
+                    "only in B",
                 ),
             ),
             analyses=(_gradient_analysis,),

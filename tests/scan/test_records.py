@@ -41,7 +41,7 @@ def test_records_come_back_to_the_bit(name):
 
 def full() -> TensorStats:
     """Return a record in which every field has a value of its own, none of them the default."""
-    spread = [Magnitudes(-5 + i, np.array([3 + i, 0, 2**40]), np.array([0.1, 0, math.nan]), 7 + i) for i in range(2)]
+    spread = [Magnitudes.of(-5 + i, np.array([3 + i, 0, 2**40]), np.array([0.1, 0, math.nan]), 7 + i) for i in range(2)]
     digest = Digest(
         dead_rows=(1, 2), dead_cols=(3, 4), new_dead_rows=5, first_dead_rows=(6, 7, 2**40), row_gap=0.1,
         sorted_row_gap=-0.0, col_gap=math.inf, sorted_col_gap=1e-320, psi=0.5, edges=np.linspace(-1, 1, 65),

@@ -124,7 +124,7 @@ def _matched(pair: Pair) -> Alignment:
     described = tuple(_described(group, orders, skipped.get(i, "")) for i, group in enumerate(found))
     matched = [group for i, group in enumerate(found) if i not in skipped]
     touched = dict.fromkeys(member.name for group in matched for member in group.members)
-    sums = [_squares(couples[name], orders) for name in touched]
+    sums = list(pair.run.map("alignment", touched, lambda name: _squares(couples[name], orders)))
     a, raw, after = (math.fsum(parts[i] for parts in sums) for i in range(3))
     return Alignment(described, orders, a, raw, after)
 

@@ -17,6 +17,7 @@ from diffai_jupyter.evidence import Unknowable
 from diffai_jupyter.facts.alignment.groups import Couple, Group, Member
 from diffai_jupyter.scan.run import Run
 
+_STAGE = "alignment"
 SWEEPS = 20
 MOST_UNITS = 8192
 """Above this the assignment alone, whose time grows with the cube, would take minutes."""
@@ -50,17 +51,20 @@ def match(run: Run, groups: tuple[Group, ...], couples: Mapping[str, Couple]) ->
     skipped: dict[int, str] = {}
     waiting = dict.fromkeys(range(len(groups)))
     for _ in range(SWEEPS):
-        moved: set[str] = set()
-        for index in run.each("alignment", tuple(waiting), lambda i: groups[i].units ** 2):
+        moved: dict[str, set[int]] = {}
+        for index in run.each(_STAGE, tuple(waiting), lambda i: groups[i].units ** 2):
             if index in skipped:
                 continue
             try:
                 if _assign(run, groups[index], couples, orders):
-                    moved |= {member.name for member in groups[index].members}
+                    for member in groups[index].members:
+                        moved.setdefault(member.name, set()).add(index)
             except Unknowable as refused:
                 skipped[index] = refused.reason
-        # Only what shares a tensor with something that moved can do better now.
-        waiting = dict.fromkeys(i for i, group in enumerate(groups) if any(m.name in moved for m in group.members))
+        # Only what shares a tensor with something else that moved can do better now.
+        waiting = dict.fromkeys(
+            i for i, group in enumerate(groups) if any(moved.get(m.name, set()) - {i} for m in group.members)
+        )
         if not waiting:
             break
     return {key: order for key, order in orders.items() if np.any(order != np.arange(len(order)))}, skipped
@@ -74,13 +78,19 @@ def _assign(run: Run, group: Group, couples: Mapping[str, Couple], orders: Order
         raise Unknowable("TOO_LARGE", units=group.units)
     gain = np.zeros((group.units, group.units), dtype=np.float32)
     is_equal = True
-    for member in group.members:
-        if not member.is_scored:
-            continue
-        run.check()
+
+    def scored(member: Member) -> tuple[bool, Array]:
         a, b = _units(run, couples[member.name], member, orders)
-        is_equal = is_equal and np.array_equal(a, b)
-        gain += a @ b.T
+        # Most that differ do so at once.
+        return np.array_equal(a[:1], b[:1]) and np.array_equal(a, b), a @ b.T
+
+    def held_bytes(member: Member) -> int:
+        return 12 * couples[member.name].b.size + 4 * group.units**2
+
+    members = [member for member in group.members if member.is_scored]
+    for is_same, product in run.map(_STAGE, members, scored, nbytes=held_bytes):
+        is_equal = is_equal and is_same
+        gain += product
     if is_equal:
         return False
     _, chosen = linear_sum_assignment(gain, maximize=True)

@@ -49,16 +49,14 @@ class TensorChange:
         The record of the pass.
     status : Status
         What happened.
+    both : BothStats, optional
+        Record of the differences; None where values are not compared.
     """
 
     tensor: PairedTensor
     stats: TensorStats
     status: Status
-
-    @property
-    def both(self) -> BothStats | None:
-        """Record of the differences; None where values are not compared."""
-        return self.stats.both if self.tensor.is_compared else None
+    both: BothStats | None
 
     @property
     def relative_change(self) -> float:
@@ -75,7 +73,10 @@ class TensorChange:
 def changes(pair: Pair) -> tuple[TensorChange, ...]:
     """Say what happened to every tensor, in the order of the pair; equal bytes pair what names did not."""
     entries = _joined(pair, tuple(zip(settled(pair), stats(pair), strict=True)))
-    return tuple(TensorChange(tensor, record, _status(tensor, record)) for tensor, record in entries)
+    return tuple(
+        TensorChange(tensor, record, _status(tensor, record), record.both if tensor.is_compared else None)
+        for tensor, record in entries
+    )
 
 
 def _joined(pair: Pair, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from diffai_jupyter.checkpoint.tensor import Tensor
-from diffai_jupyter.evidence import Unknowable
+from diffai_jupyter.evidence import Unknowable, if_known
 from diffai_jupyter.facts import fact
 from diffai_jupyter.facts.change.changes import changes
 from diffai_jupyter.facts.change.singular import (
@@ -61,6 +61,13 @@ def side_spectrum(pair: Pair, side: int) -> Spectrum:
         else:
             values = singular_values(grid) if grid.side <= WHOLE_SIDE else leading(grid).values
     return Spectrum(values / scale, stats.squares, len(values) == grid.side)
+
+
+def side_spectra(pair: Pair) -> tuple[Spectrum | None, Spectrum | None]:
+    """Return `side_spectrum` of A and of B, which are computed at the same time; None where there is none."""
+    changes(pair)
+    a, b = pair.run.map("singular values", (0, 1), lambda side: if_known(lambda: side_spectrum(pair, side)))
+    return a, b
 
 
 @fact

@@ -164,14 +164,20 @@ def clusters(pair: Pair, least_excess: float) -> Clusters:
 
 def compared(a: Partition, b: Partition) -> Clusters:
     """Compare two partitions of the same rows; one given twice is that of rows that are equal."""
-    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
-
     table = crossed(a.labels, b.labels, a.count, b.count)
     partners = matched(table)
-    agreement = float(adjusted_rand_score(a.labels, b.labels))
-    information = float(adjusted_mutual_info_score(a.labels, b.labels))
+    agreement, information = _agreement(a, b)
     changed, floor = moved(a.labels, b.labels), moved(a.labels, a.other_labels)
     return Clusters(a, b, table, partners, agreement, information, changed, floor, a is b)
+
+
+def _agreement(a: Partition, b: Partition) -> tuple[float, float]:
+    """Return the adjusted Rand index and the adjusted mutual information; of one cluster each, without scikit-learn."""
+    if a.count == b.count == 1:
+        return 1.0, 1.0
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+    return float(adjusted_rand_score(a.labels, b.labels)), float(adjusted_mutual_info_score(a.labels, b.labels))
 
 
 def matched(table: Counts) -> Order:

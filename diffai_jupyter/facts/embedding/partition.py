@@ -117,15 +117,15 @@ def partition(points: Points, lengths: Points, name: str, run: Run | None = None
         cloud is for `Partition.excess` to say.
     """
     run = run or Run()
+    count = len(points)
+    with plain_algebra(), run.stage("directions of clusters"):
+        mean = points.mean(axis=0)
+        points -= mean
+        basis, spread, found = _directions(points, name, run.check)
+    if not found:
+        zeros = np.zeros(count, dtype=np.int64)
+        return Partition(zeros, 0, math.nan, math.nan, (1.0,), zeros, ((),))
     with _learning():
-        count = len(points)
-        with run.stage("directions of clusters"):
-            mean = points.mean(axis=0)
-            points -= mean
-            basis, spread, found = _directions(points, name, run.check)
-        if not found:
-            zeros = np.zeros(count, dtype=np.int64)
-            return Partition(zeros, 0, math.nan, math.nan, (1.0,), zeros, ((),))
         apart = points @ basis
         chosen = seeded(name, "points", count).permutation(count)
         silhouette, clusters = _best(apart[chosen[:FITTED]], min(found + 2, MOST_CLUSTERS, count - 1), run)

@@ -15,7 +15,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from diffai_jupyter.errors import DiffaiError, ExecutorError
-from diffai_jupyter.scan.slabs import SlabSums, Task, scan_unit
+from diffai_jupyter.scan.slabs import SlabSums, Task
+from diffai_jupyter.scan.stacks import scan_tasks
 from diffai_jupyter.scan.stats import TensorStats
 from diffai_jupyter.scan.units import Unit, units
 from diffai_jupyter.scan.workers.packing import (
@@ -63,7 +64,7 @@ class Dispatch:
     count : int
         Threads of this process.
     epsilon, block_tiles
-        As in `scan_unit`.
+        As in `scan_tasks`.
     """
 
     def __init__(self, place: Place, count: int, epsilon: float, block_tiles: int) -> None:
@@ -145,13 +146,12 @@ class Dispatch:
         future.add_done_callback(lambda _: self._done.put(job))
 
     def _scan_here(self, unit: Unit, epsilon: float, block_tiles: int) -> Answers:
-        answers: Answers = []
-        for task in unit:
-            # Threads cannot be ended from outside: they look between two slabs.
-            if self._is_stopped.is_set():
-                raise CancelledError
-            answers += scan_unit([task], epsilon, block_tiles)
-        return answers
+        return scan_tasks(unit, epsilon, block_tiles, self._check)
+
+    def _check(self) -> None:
+        # Threads cannot be ended from outside: they look between two slabs.
+        if self._is_stopped.is_set():
+            raise CancelledError
 
     def _executor_here(self) -> Any:
         if self._place.is_here:

@@ -21,7 +21,8 @@ from diffai_jupyter.checkpoint.storage import StoredFile
 from diffai_jupyter.checkpoint.tensor import ArrayTensor, FileRange, Tensor
 from diffai_jupyter.checkpoint.unpacked import Unpacked
 from diffai_jupyter.errors import DiffaiError, ExecutorError, SourceError
-from diffai_jupyter.scan.slabs import SlabSums, Task, scan_unit
+from diffai_jupyter.scan.slabs import SlabSums, Task
+from diffai_jupyter.scan.stacks import scan_tasks
 from diffai_jupyter.scan.stats import TensorStats
 
 PROTOCOL = 5
@@ -154,7 +155,7 @@ def scan_packed(unit: bytes, epsilon: float, block_tiles: int, attempt: int = 0)
     unit : bytes
         What `pack` made.
     epsilon, block_tiles
-        As in `scan_unit`.
+        As in `scan_tasks`.
     attempt : int
         How often it was tried before. An executor that remembers answers by arguments then works again.
 
@@ -169,7 +170,7 @@ def scan_packed(unit: bytes, epsilon: float, block_tiles: int, attempt: int = 0)
         source = io.BytesIO(unit)
         version = pickle.load(source)
         if version == VERSION:
-            answer = scan_unit(pickle.load(source), epsilon, block_tiles)
+            answer = scan_tasks(pickle.load(source), epsilon, block_tiles)
         else:
             said = (
                 f"{worker_name()} runs diffai-jupyter {VERSION}, and this process {version}. "
